@@ -1,0 +1,39 @@
+"""A block: the KV of a fixed run of tokens, in one page of a pool."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from kvprefetch.cache.keys import BlockKey
+
+
+class State(Enum):
+    """Where a block stands; a page without a block is free."""
+
+    IN_FLIGHT = "in_flight"  # reserved; its bytes are being written; private to its holder
+    RESIDENT = "resident"  # published under its key; its bytes never change again
+    QUARANTINED = "quarantined"  # its bytes are not to be trusted nor its page reused
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """One page's content. Only the pool that owns it changes it."""
+
+    page: int
+    tenant: str
+    state: State
+    last_used: float
+    refs: int = 0  # holders; a child's holder holds its parent too
+    key: BlockKey = b""
+    parent: "Block | None" = None
+    depth: int = 0  # blocks before it in its sequence
+    children: dict[BlockKey, "Block"] = field(default_factory=dict)
+    siblings: dict[BlockKey, "Block"] = field(default_factory=dict)  # the table that lists it once resident
+    speculative: bool = False  # no live request has used it yet
+    hold_until: float = 0.0  # an unused speculative block keeps its place until then
+
+
+class Holder(Protocol):
+    """Something that holds references: one for each entry of `blocks`."""
+
+    blocks: list[Block]

@@ -1,0 +1,74 @@
+"""The proof of law 5: every page is accounted for."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kvprefetch.cache.block import State
+from kvprefetch.errors import AccountingError
+
+if TYPE_CHECKING:
+    from kvprefetch.cache.pool import BlockPool
+
+
+def check_pool(pool: "BlockPool") -> None:
+    """Raise AccountingError naming the first thing of `pool` that does not add up."""
+    for proof in (_pages_add_up, _references_match_holders, _tree_is_sound, _charges_add_up):
+        proof(pool, _require)
+
+
+Require = Callable[[bool, str], None]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise AccountingError(message)
+
+
+def _pages_add_up(pool: "BlockPool", require: Require) -> None:
+    occupied = [block.page for block in pool.blocks()]
+    pages = Counter(pool.free) + Counter(occupied)
+    require(
+        pages == Counter(range(pool.pages)),
+        f"free {len(pool.free)} + resident {len(pool.resident)} + in flight {len(pool.in_flight)} "
+        f"+ quarantined {len(pool.quarantined)} is not each of {pool.pages} pages once",
+    )
+    for state, blocks in (
+        (State.RESIDENT, pool.resident.values()),
+        (State.IN_FLIGHT, pool.in_flight.values()),
+        (State.QUARANTINED, pool.quarantined.values()),
+    ):
+        require(all(block.state is state for block in blocks), f"a block listed {state.value} says otherwise")
+
+
+def _references_match_holders(pool: "BlockPool", require: Require) -> None:
+    held = Counter(id(block) for holder in pool.holders for block in holder.blocks)
+    for block in pool.blocks():
+        require(
+            held.pop(id(block), 0) == block.refs,
+            f"page {block.page} counts {block.refs} references, its holders differ",
+        )
+    require(not held, "a holder refers to a block that occupies no page")
+    orphans = [block.page for block in pool.in_flight.values() if not block.refs]
+    require(not orphans, f"in-flight pages {orphans} have no holder")
+
+
+def _tree_is_sound(pool: "BlockPool", require: Require) -> None:
+    for key, block in pool.resident.items():
+        require(block.key == key, f"page {block.page} is listed under another key")
+        require(block.siblings.get(key) is block, f"page {block.page} is missing among its siblings")
+        if block.parent is not None:
+            require(pool.resident.get(block.parent.key) is block.parent, f"page {block.page} lost its parent")
+            require(not block.refs or block.parent.refs > 0, f"page {block.page} is held, its parent is not")
+        require(
+            all(pool.resident.get(k) is child for k, child in block.children.items()),
+            f"page {block.page} lists a child that is gone",
+        )
+        is_leaf = not block.refs and not block.children
+        require((block.page in pool.leaves) == is_leaf, f"page {block.page} is wrongly (un)listed as a leaf")
+    require(len(pool.leaves) <= len(pool.resident), "more leaves than resident blocks")
+
+
+def _charges_add_up(pool: "BlockPool", require: Require) -> None:
+    charged = sum(sum(kinds.values()) for kinds in pool.charges().values())
+    require(charged == len(pool.blocks()), f"tenants are charged {charged} pages, {len(pool.blocks())} are taken")

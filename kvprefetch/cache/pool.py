@@ -1,0 +1,195 @@
+"""Page accounting of one pool: which block is in which page, who holds it, whom it is charged to.
+
+Promises
+- Owns every `Block` it returns; callers read them and change them only through these methods.
+- `reserve` is all-or-nothing: it returns `count` private in-flight blocks, or raises PoolFull having
+  changed nothing. `publish` makes one visible, once its bytes are written; until then nobody can match it.
+- A holder of a block holds all blocks before it in the sequence, so an unreferenced block has only
+  unreferenced descendants, and eviction takes leaves first.
+- Knows pages by number only; the bytes are in `kvprefetch.tiers`. Nothing here blocks; no clock: `now`
+  is an argument, in seconds of any monotonic clock.
+- `check()` proves law 5.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+from kvprefetch.cache.block import Block, Holder, State
+from kvprefetch.cache.check import check_pool
+from kvprefetch.cache.evict import Demand, Policy, choose_victims, lru
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.errors import PoolFull
+
+
+class BlockPool:
+    """Blocks in `pages` pages. See the module's promises."""
+
+    def __init__(self, pages: int, policy: Policy = lru, evicted_memory: int = 65_536) -> None:
+        self.pages = pages
+        self.policy = policy
+        self.resident: dict[BlockKey, Block] = {}
+        self.roots: dict[BlockKey, dict[BlockKey, Block]] = {}  # root → first blocks of its sequences
+        self.in_flight: dict[int, Block] = {}
+        self.quarantined: dict[int, Block] = {}
+        self.holders: set[Holder] = set()
+        self.announced: Counter[BlockKey] = Counter()  # keys that holders are computing right now
+        self.evicted: OrderedDict[BlockKey, str] = OrderedDict()  # bounded: key → rule that evicted it
+        self.forgot_evictions = False
+        self.evictions = 0
+        self.on_evict: Callable[[Block, str], None] = lambda block, rule: None
+        self._evicted_memory = evicted_memory
+        self.free = list(range(pages - 1, -1, -1))  # a stack, lowest page on top
+        self.leaves: dict[int, Block] = {}  # page → unreferenced resident block without children
+
+    # -- looking ---------------------------------------------------------------------------------------
+    @property
+    def free_pages(self) -> int:
+        """Pages that hold nothing."""
+        return len(self.free)
+
+    def match(self, keys: Sequence[BlockKey]) -> list[Block]:
+        """The longest resident prefix of `keys`. Takes no references and counts as no use."""
+        found = []
+        for key in keys:
+            block = self.resident.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def charges(self) -> dict[str, Counter[str]]:
+        """Pages by tenant: "used", "speculative", "in_flight", "quarantined"."""
+        sums: dict[str, Counter[str]] = {}
+        for block in self.blocks():
+            kind = block.state.value if block.state is not State.RESIDENT else "used"
+            if block.state is State.RESIDENT and block.speculative:
+                kind = "speculative"
+            sums.setdefault(block.tenant, Counter())[kind] += 1
+        return sums
+
+    # -- taking and giving back ------------------------------------------------------------------------
+    def reserve(self, count: int, demand: Demand) -> list[Block]:
+        """`count` in-flight blocks with one reference each, charged to `demand.tenant`; or PoolFull."""
+        missing = count - len(self.free)
+        if missing > 0:
+            victims = choose_victims(self.leaves.values(), missing, self.policy, demand)
+            if victims is None:
+                raise PoolFull(f"{count} pages wanted, {len(self.free)} free, too few may be evicted")
+            for block, rule in victims:
+                self.evict(block, rule)
+        taken = []
+        for _ in range(count):
+            block = Block(self.free.pop(), demand.tenant, State.IN_FLIGHT, demand.now, refs=1)
+            self.in_flight[block.page] = block
+            taken.append(block)
+        return taken
+
+    def publish(self, block: Block, key: BlockKey, parent: Block | None, root: BlockKey) -> Block:
+        """Make a written in-flight block resident under `key`, behind `parent` (None: first after `root`).
+
+        Returns the block to hold from now on. If another holder published the same key first, that one is
+        returned with a reference for the caller, and the duplicate's page is freed.
+        """
+        del self.in_flight[block.page]
+        twin = self.resident.get(key)
+        if twin is not None:
+            self._free_page(block)
+            self.hold([twin])
+            return twin
+        block.state, block.key, block.parent = State.RESIDENT, key, parent
+        block.depth = parent.depth + 1 if parent else 0
+        block.siblings = parent.children if parent else self.roots.setdefault(root, {})
+        block.siblings[key] = block
+        self.resident[key] = block
+        self.evicted.pop(key, None)
+        if parent:
+            self.leaves.pop(parent.page, None)
+        return block
+
+    def hold(self, blocks: Iterable[Block]) -> None:
+        """Add one reference to each."""
+        for block in blocks:
+            block.refs += 1
+            self.leaves.pop(block.page, None)
+
+    def release(self, blocks: Iterable[Block]) -> None:
+        """Drop one reference of each; an in-flight block without references is freed."""
+        for block in blocks:
+            block.refs -= 1
+            if block.state is State.IN_FLIGHT and block.refs == 0:
+                del self.in_flight[block.page]
+                self._free_page(block)
+            else:
+                self._note_leaf(block)
+
+    def touch(self, blocks: Iterable[Block], now: float) -> int:
+        """A live request uses these; returns how many were speculative and unused until now."""
+        first_used = 0
+        for block in blocks:
+            block.last_used = max(block.last_used, now)
+            first_used += block.speculative
+            block.speculative = False
+        return first_used
+
+    def extend_hold(self, blocks: Iterable[Block], until: float) -> None:
+        """Unused speculative blocks among these keep their place at least until then."""
+        for block in blocks:
+            block.hold_until = max(block.hold_until, until)
+
+    def evict(self, block: Block, rule: str) -> None:
+        """Forget an unreferenced resident leaf; its page becomes free and its key is remembered."""
+        if block.refs or block.children or block.state is not State.RESIDENT:
+            raise ValueError(f"page {block.page} is not an unreferenced resident leaf")
+        self._unlink(block)
+        self._remember(block.key, rule)
+        self._free_page(block)
+        self.evictions += 1
+        self.on_evict(block, rule)
+
+    def quarantine(self, block: Block) -> None:
+        """Take an in-flight block's page out of use: its bytes may still be written by somebody."""
+        del self.in_flight[block.page]
+        block.state = State.QUARANTINED
+        self.quarantined[block.page] = block
+
+    def readmit(self, block: Block) -> None:
+        """The writer of a quarantined page is proved gone: free the page. References must be dropped."""
+        if block.refs:
+            raise ValueError(f"quarantined page {block.page} is still referenced")
+        del self.quarantined[block.page]
+        self._free_page(block)
+
+    def clear(self) -> None:
+        """Evict every unreferenced resident block."""
+        while self.leaves:
+            for block in list(self.leaves.values()):
+                self.evict(block, "cleared")
+
+    def blocks(self) -> list[Block]:
+        """Every block that occupies a page."""
+        return [*self.resident.values(), *self.in_flight.values(), *self.quarantined.values()]
+
+    def check(self) -> None:
+        """Prove law 5, or raise AccountingError naming what does not add up. O(pages)."""
+        check_pool(self)
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _free_page(self, block: Block) -> None:
+        self.free.append(block.page)
+
+    def _note_leaf(self, block: Block) -> None:
+        if block.state is State.RESIDENT and not block.refs and not block.children:
+            self.leaves[block.page] = block
+
+    def _unlink(self, block: Block) -> None:
+        del self.resident[block.key]
+        self.leaves.pop(block.page, None)
+        del block.siblings[block.key]
+        if block.parent is not None:
+            self._note_leaf(block.parent)
+
+    def _remember(self, key: BlockKey, rule: str) -> None:
+        self.evicted[key] = rule
+        if len(self.evicted) > self._evicted_memory:
+            self.evicted.popitem(last=False)
+            self.forgot_evictions = True

@@ -1,0 +1,92 @@
+"""Load a model for the paged engine: a folder, a GGUF file or a hub id."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from kvprefetch.engines.attention import IMPLEMENTATION
+from kvprefetch.engines.support import why_refused
+from kvprefetch.errors import SettingsError, UnknownModel, UnsupportedModel
+from kvprefetch.settings import EngineSettings
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for paged attention, its tokenizer (None: token ids only) and where it came from."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+
+def load_model(source: str | Path, settings: EngineSettings) -> LoadedModel:
+    """Load `source`. Raises UnknownModel if there is nothing to load, UnsupportedModel if it is refused."""
+    device, dtype = pick_device(settings.device), pick_dtype(settings.dtype)
+    path = Path(source)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
+    if path.suffix == ".gguf":
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        config = transformers.AutoConfig.from_pretrained(**where)
+        _refuse(config, str(source))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, attn_implementation=IMPLEMENTATION
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnknownModel(f"{source}: no model could be loaded: {_first_line(error)}") from error
+    return prepare(model.to(device), tokenizer, str(source))
+
+
+def prepare(model: Any, tokenizer: Any, name: str) -> LoadedModel:
+    """Take a transformers model that is already in memory (it is switched to paged attention)."""
+    _refuse(model.config, name)
+    if not model.is_backend_compatible():
+        raise UnsupportedModel(f"{name}: its attention does not go through transformers' AttentionInterface")
+    model.set_attn_implementation(IMPLEMENTATION)
+    model.eval().requires_grad_(False)
+    if tokenizer is not None and not tokenizer.is_fast:
+        raise UnsupportedModel(f"{name}: its tokenizer has no fast version, which streaming needs")
+    return LoadedModel(model, tokenizer, name)
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is any, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"engine.device {name!r}: {_first_line(error)}") from error
+
+
+def pick_dtype(name: str) -> torch.dtype | str:
+    """"auto" leaves the choice to the model's files."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        return "auto"
+    if name not in known:
+        raise SettingsError(f"engine.dtype {name!r}: choose auto or one of {', '.join(known)}")
+    return known[name]
+
+
+def _refuse(config: Any, name: str) -> None:
+    reason = why_refused(config)
+    if reason:
+        raise UnsupportedModel(f"{name}: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,69 @@
+"""The device pool's memory: one block-major tensor, on a CPU or a GPU."""
+
+import re
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from kvprefetch.errors import PoolTooSmall, SettingsError
+
+LAYOUT = "block-major/1"  # [page, layer, k|v, slot, kv head, dim]
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class PageShape:
+    """What one page holds: `block_tokens` tokens of all layers."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    block_tokens: int
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one page."""
+        return 2 * self.layers * self.block_tokens * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class DevicePool:
+    """`pages` pages in one tensor `[pages, layers, 2, block, kv_heads, head_dim]`.
+
+    Owns the memory and gives views of it; which page belongs to whom is the business of `cache.BlockPool`.
+    The memory is not initialised: readers must not look past what was written.
+    """
+
+    def __init__(self, shape: PageShape, pages: int, device: torch.device) -> None:
+        if pages < 1:
+            raise PoolTooSmall(f"one page takes {shape.bytes} bytes; the pool's size gives room for none")
+        self.shape, self.pages, self.device = shape, pages, device
+        self.tensor = torch.empty(
+            (pages, shape.layers, 2, shape.block_tokens, shape.kv_heads, shape.head_dim),
+            dtype=shape.dtype,
+            device=device,
+        )
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of one layer's keys and values, each `[pages, block, kv_heads, head_dim]`."""
+        return self.tensor[:, index, 0], self.tensor[:, index, 1]
+
+
+def pool_bytes(size: str, device: torch.device) -> int:
+    """Bytes that `size` means on `device`: "512MiB", "2GiB", a plain number, or "25%" of what is free."""
+    text = size.strip()
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
+        part = float(share[1]) / 100
+        if not 0 < part <= 1:
+            raise SettingsError(f"pool.size {size!r}: the share must be above 0% and at most 100%")
+        return int(part * _free_bytes(device))
+    if exact := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?B?|B)?", text, re.IGNORECASE):
+        return int(float(exact[1]) * _UNITS[(exact[2] or "").upper()])
+    raise SettingsError(f"pool.size {size!r}: write bytes such as 512MiB or a share such as 25%")
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
