@@ -1,17 +1,17 @@
 """Every error that kvprefetch raises, in one tree.
 
-    KVPrefetchError
-    ├── SettingsError          a settings file or value is wrong
-    ├── InvalidRequest         the caller's prompt, context or option cannot be served
-    ├── ModelError
-    │   ├── UnknownModel       nothing to load under that name
-    │   └── UnsupportedModel   it loads, but would not be served right
-    ├── PoolError
-    │   ├── PoolFull           not enough free or evictable pages right now
-    │   └── PoolTooSmall       would not fit even in an empty pool
-    ├── Closed                 the worker was closed
-    ├── WorkerFailed           the engine broke while serving; the cause is chained
-    └── AccountingError        ``check()`` found a page that is not accounted for
+KVPrefetchError
+├── SettingsError          a settings file or value is wrong
+├── InvalidRequest         the caller's prompt, context or option cannot be served
+├── ModelError
+│   ├── UnknownModel       nothing to load under that name
+│   └── UnsupportedModel   it loads, but would not be served right
+├── PoolError
+│   ├── PoolFull           not enough free or evictable pages right now
+│   └── PoolTooSmall       would not fit even in an empty pool
+├── Closed                 the worker was closed
+├── WorkerFailed           the engine broke while serving; the cause is chained
+└── AccountingError        ``check()`` found a page that is not accounted for
 """
 
 

@@ -73,9 +73,7 @@ def block_keys(root: BlockKey, tokens: Sequence[int], block_tokens: int) -> list
     return extend_keys([], root, tokens, block_tokens)
 
 
-def extend_keys(
-    keys: list[BlockKey], root: BlockKey, tokens: Sequence[int], block_tokens: int
-) -> list[BlockKey]:
+def extend_keys(keys: list[BlockKey], root: BlockKey, tokens: Sequence[int], block_tokens: int) -> list[BlockKey]:
     """Append to `keys` (mutated and returned) the keys of the full blocks of `tokens` it lacks.
 
     `keys` must be the chain of the first `len(keys)` blocks of `tokens`. Raises InvalidRequest for a

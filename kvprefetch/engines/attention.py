@@ -117,9 +117,7 @@ def _attend_row(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale)
 
 
-def _soft_capped(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, shape: Shape
-) -> torch.Tensor:
+def _soft_capped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, shape: Shape) -> torch.Tensor:
     assert shape.softcap is not None
     scores = shape.softcap * torch.tanh(q @ k.transpose(-1, -2) * shape.scale / shape.softcap)
     weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32)

@@ -28,7 +28,7 @@ class Row:
         return self.start + len(self.tokens)
 
 
-class Abandoned(Exception):  # noqa: N818 - control flow, not an error: a step was given up for a live request
+class Abandoned(Exception):
     """A forward was given up at a layer boundary; nothing it wrote was published."""
 
 
@@ -52,8 +52,18 @@ class PagedBatch:
     max_q: int
     max_kv: int
     writes_all: bool
+    tables: list[torch.Tensor]  # one int64 page list a row
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-    tables: list[torch.Tensor] = field(default_factory=list)
+    _kv_slots: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def kv_slots(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Page and slot of every KV token of every row, packed: int64 `[sum of kv_len]` each."""
+        if self._kv_slots is None:
+            block, device = self.pool.shape.block_tokens, self.pool.device
+            positions = [torch.arange(row.end, device=device) for row in self.rows]
+            pages = [table[at // block] for table, at in zip(self.tables, positions, strict=True)]
+            self._kv_slots = torch.cat(pages), torch.cat(positions) % block
+        return self._kv_slots
 
 
 def build_batch(pool: DevicePool, rows: list[Row], abandon: Callable[[], bool]) -> PagedBatch:

@@ -63,7 +63,7 @@ def prepare(model: Any, tokenizer: Any, name: str) -> LoadedModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is any, else the CPU."""
+    """ "auto" is CUDA where there is any, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -73,7 +73,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str) -> torch.dtype | str:
-    """"auto" leaves the choice to the model's files."""
+    """ "auto" leaves the choice to the model's files."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
         return "auto"

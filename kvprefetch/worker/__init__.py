@@ -1,0 +1,1 @@
+"""The engine loop: live requests first, then the plan."""

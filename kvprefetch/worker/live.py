@@ -1,0 +1,151 @@
+"""Live requests: admit, pack prefill slices and decode rows into one forward, sample, finish.
+
+Admission is all-or-nothing: a request starts when every page it may ever need is reserved, so an admitted
+request never waits for another and cannot be thrown out half-way. Prefill slices take turns, so a short
+prompt waits for one slice of a long one; a waiting sequence keeps its references.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from kvprefetch.cache.evict import Demand
+from kvprefetch.cache.misses import explain
+from kvprefetch.cache.pool import BlockPool
+from kvprefetch.engines.batch import Row
+from kvprefetch.engines.engine import TransformersEngine
+from kvprefetch.errors import PoolFull, PoolTooSmall
+from kvprefetch.plan.ledger import Ledger
+from kvprefetch.plan.slices import prefill_slices
+from kvprefetch.worker.request import FinishReason, LiveRequest
+
+Finished = Callable[[LiveRequest], None]
+
+
+class LiveQueue:
+    """The requests of one loop. Used by the loop's thread alone."""
+
+    def __init__(self, engine: TransformersEngine, pool: BlockPool, ledger: Ledger, finished: Finished) -> None:
+        self.engine, self.pool, self.ledger, self.finished = engine, pool, ledger, finished
+        self.waiting: deque[LiveRequest] = deque()
+        self.active: list[LiveRequest] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.active)
+
+    def step(self, now: Callable[[], float], abandon: Callable[[], bool]) -> None:
+        """One forward for whoever is ready. Raises what the engine raises; nothing is published then."""
+        self._drop_cancelled(now())
+        self._admit(now())
+        chosen = self._rows(now())
+        if not chosen:
+            return
+        logits = self.engine.forward([row for _, row in chosen], abandon)
+        wanting = [request for request, row in chosen if row.wants_logits]
+        for request, row in chosen:
+            request.sequence.complete(row.end)
+        tokens = self._draw(wanting, logits)
+        for request, token in zip(wanting, tokens, strict=True):
+            reason = request.accept(token, now())
+            if reason is not None:
+                self._finish(request, reason, now())
+
+    def fail_all(self, error: BaseException) -> None:
+        """The engine broke: end every request with `error`; pages that it may still write are quarantined."""
+        doubtful = [block for request in self.active for block in request.sequence.close(quarantine=True)]
+        for request in (*self.active, *self.waiting):
+            request.stream.put_end(error)
+        self.active.clear()
+        self.waiting.clear()
+        if doubtful:
+            self.engine.synchronize()
+        for block in doubtful:
+            self.pool.readmit(block)
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _drop_cancelled(self, now: float) -> None:
+        for request in [r for r in (*self.active, *self.waiting) if r.cancelled]:
+            self._finish(request, FinishReason.CANCELLED, now)
+
+    def _admit(self, now: float) -> None:
+        while self.waiting and len(self.active) < self.engine.max_rows:
+            request = self.waiting[0]
+            try:
+                self._open(request, now)
+            except PoolFull:
+                return
+            except PoolTooSmall as error:
+                request.stream.put_end(error)
+            else:
+                self.active.append(request)
+            self.waiting.popleft()
+
+    def _open(self, request: LiveRequest, now: float) -> None:
+        sequence, block = request.sequence, self.engine.block_tokens
+        hits = len(self.pool.match(sequence.keys))
+        lookup = explain(self.pool, sequence.keys, hits, sequence.owner.root, block)
+        capacity = len(request.prompt) + request.max_new - 1  # the last sampled token needs no KV
+        sequence.open(capacity, Demand(request.tenant, speculative=False, now=now))
+        self.ledger.note_lookup(sequence.keys, lookup, block)
+        request.stream.reused_tokens = sequence.computed
+        self._count_use(request, now)
+
+    def _count_use(self, request: LiveRequest, now: float) -> None:
+        """Shared blocks that this request has come to hold are used from now on."""
+        fresh = request.sequence.blocks[request.counted_shared : request.sequence.shared]
+        self.ledger.tokens_used += self.pool.touch(fresh, now) * self.engine.block_tokens
+        request.counted_shared = request.sequence.shared
+
+    def _rows(self, now: float) -> list[tuple[LiveRequest, Row]]:
+        chosen: list[tuple[LiveRequest, Row]] = []
+        prefilling = []
+        for request in self.active:
+            if not request.is_decoding:
+                request.sequence.adopt()  # somebody else may have computed the same blocks meanwhile
+                self._count_use(request, now)
+            if request.is_decoding:
+                chosen.append((request, _row(request, len(request.sequence.tokens))))
+            else:
+                prefilling.append(request)
+        extents = [(r.sequence.computed, len(r.sequence.tokens)) for r in prefilling]
+        slices = prefill_slices(extents, self.engine.chunk_tokens)
+        for piece in slices:
+            chosen.append((prefilling[piece.index], _row(prefilling[piece.index], piece.end)))
+        self._rotate([prefilling[piece.index] for piece in slices])
+        return chosen
+
+    def _rotate(self, served: list[LiveRequest]) -> None:
+        """Those who had a prefill slice go to the end of the line."""
+        self.active = [r for r in self.active if r not in served] + served
+
+    def _draw(self, wanting: list[LiveRequest], logits: torch.Tensor) -> list[int]:
+        greedy: list[int] = logits.argmax(dim=-1).tolist() if wanting else []
+        return [
+            greedy[i] if request.sampler.greedy else request.sampler.draw(logits[i])
+            for i, request in enumerate(wanting)
+        ]
+
+    def _finish(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
+        (self.active if request in self.active else self.waiting).remove(request)
+        self.pool.touch(request.sequence.blocks[: request.sequence.shared], now)
+        request.sequence.close()
+        request.timing.finished = now
+        stream = request.stream
+        rest = request.text.flush()
+        if rest:
+            stream.put_text(rest)
+        stream.finish_reason = reason
+        self.finished(request)
+        stream.put_end()
+
+
+def _row(request: LiveRequest, end: int) -> Row:
+    sequence = request.sequence
+    return Row(
+        tokens=sequence.tokens[sequence.computed : end],
+        start=sequence.computed,
+        pages=sequence.pages,
+        written=sequence.written,
+        wants_logits=end == len(sequence.tokens),
+    )

@@ -1,0 +1,176 @@
+"""The worker's loop: one thread owns the engine, the pool and the books; everybody else sends it messages.
+
+Promises
+- Live first (law 2): speculation runs only while no live request is there or announced, and gives up its
+  step as soon as one is.
+- `submit`, `post` and `announce` never block on device work and may be called from any thread.
+- After `close` nothing is held: every request has ended, every prefetch has its outcome.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeVar
+
+from kvprefetch.cache.block import Block
+from kvprefetch.cache.pool import BlockPool
+from kvprefetch.engines.batch import Abandoned
+from kvprefetch.engines.engine import TransformersEngine
+from kvprefetch.engines.render import Renderer
+from kvprefetch.errors import Closed, WorkerFailed
+from kvprefetch.outcomes import Outcome, Result
+from kvprefetch.plan.ledger import Ledger
+from kvprefetch.settings import Settings
+from kvprefetch.worker.live import Finished, LiveQueue
+from kvprefetch.worker.request import LiveRequest
+from kvprefetch.worker.speculation import Speculator
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+
+class Worker:
+    """See the module's promises. `finished` is called on the loop's thread when a live request has ended."""
+
+    def __init__(self, engine: TransformersEngine, settings: Settings, clock: Clock, finished: Finished) -> None:
+        self.engine, self.clock = engine, clock
+        self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
+        self.pool.on_evict = self._note_evicted
+        self.ledger = Ledger()
+        self.renderer = Renderer(engine.loaded.tokenizer)
+        self.live = LiveQueue(engine, self.pool, self.ledger, finished)
+        spec = settings.speculation
+        self.speculator = Speculator(engine, self.renderer, self.pool, self.ledger, spec.step_s, spec.max_pending)
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._announced = 0  # live requests on their way
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="kvprefetch-worker", daemon=True)
+        self._thread.start()
+
+    # -- for any thread --------------------------------------------------------------------------------
+    @contextmanager
+    def announce(self) -> Iterator[None]:
+        """A live request is being prepared: speculation makes way already now."""
+        with self._wake:
+            self._announced += 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._announced -= 1
+                self._wake.notify()
+
+    def submit(self, request: LiveRequest) -> None:
+        """Hand over a live request. Raises Closed."""
+
+        def arrive() -> None:
+            self._announced -= 1
+            self.live.waiting.append(request)
+
+        with self._wake:
+            self._post(arrive)
+            self._announced += 1
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run `action` on the loop's thread before its next step. Raises Closed."""
+        with self._wake:
+            self._post(action)
+
+    def call(self, action: Callable[[], T]) -> T:
+        """Run `action` on the loop's thread and wait for its result; blocks for at most one step.
+
+        After `close` it runs here.
+        """
+        if not self._thread.is_alive():
+            return action()  # nobody else touches the loop's data any more
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(action())
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, and raised there
+                future.set_exception(error)
+
+        self.post(run)
+        return future.result()
+
+    def close(self) -> None:
+        """End everything and wait for the thread. Calling it again does nothing."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _post(self, action: Callable[[], None]) -> None:
+        if self._closing:
+            raise Closed("the worker is closed")
+        self._inbox.append(action)
+        self._wake.notify()
+
+    # -- the loop's thread -----------------------------------------------------------------------------
+    def _run(self) -> None:
+        try:
+            while self._next_round():
+                self._step()
+        except Exception as error:  # the thread's outermost line
+            log.exception("the worker's loop broke")
+            self._shut_down(WorkerFailed(f"the worker's loop broke: {error}"))
+        else:
+            self._shut_down(Closed("the worker was closed"))
+
+    def _next_round(self) -> bool:
+        """Run what was posted; wait if there is nothing else to do. False: closing."""
+        with self._wake:
+            while not (self._inbox or self._closing or self.live or self._may_speculate()):
+                self._wake.wait()
+            if self._closing:
+                return False
+            actions, self._inbox = self._inbox, deque()
+        self._run_all(actions)
+        return True
+
+    def _run_all(self, actions: deque[Callable[[], None]]) -> None:
+        for action in actions:
+            action()
+
+    def _may_speculate(self) -> bool:
+        return bool(self.speculator.jobs) and not self._announced
+
+    def _step(self) -> None:
+        self.ledger.expire_holds(self.clock())
+        try:
+            if self.live:
+                self.live.step(self.clock, self._is_closing)
+            elif self._may_speculate():
+                self.speculator.step(self.clock, self._is_urgent)
+        except Abandoned:
+            pass  # closing
+        except RuntimeError as error:  # what torch raises, out of memory included: ends the requests, not the worker
+            log.exception("a live forward failed")
+            failure = WorkerFailed(f"the engine failed: {error}")
+            failure.__cause__ = error
+            self.live.fail_all(failure)
+
+    def _is_closing(self) -> bool:
+        return self._closing
+
+    def _is_urgent(self) -> bool:
+        """Whether speculation must make way: a live request is announced or waits in the inbox."""
+        return self._announced > 0 or self._closing
+
+    def _note_evicted(self, block: Block, rule: str) -> None:
+        self.ledger.note_evicted(block.key)
+
+    def _shut_down(self, error: Exception) -> None:
+        with self._wake:
+            self._closing = True
+            actions, self._inbox = self._inbox, deque()
+        self._run_all(actions)
+        self.live.fail_all(error)
+        for job in list(self.speculator.jobs):
+            self.speculator.end(job, Result(Outcome.CANCELLED, 0, "the worker was closed"), self.clock())

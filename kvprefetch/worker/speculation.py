@@ -1,0 +1,157 @@
+"""Speculation: preloads worked off in idle time, one bounded step at a time (law 2).
+
+Between steps a job holds nothing: its finished blocks are resident and charged as speculation, and the next
+step finds them by their keys. So a live request may take any of its pages at any time, and preemption loses
+at most the step under way.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kvprefetch.cache.evict import Demand
+from kvprefetch.cache.keys import BlockKey, block_keys
+from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.sequence import Owner, PagedSequence
+from kvprefetch.contexts import Context
+from kvprefetch.engines.batch import Abandoned, Row
+from kvprefetch.engines.engine import TransformersEngine
+from kvprefetch.engines.render import Renderer
+from kvprefetch.errors import InvalidRequest, PoolError
+from kvprefetch.outcomes import Outcome, Result
+from kvprefetch.plan.ledger import Ledger
+from kvprefetch.plan.preload import Candidate, choose, has_expired
+from kvprefetch.plan.slices import slice_end, speculative_chunk
+
+log = logging.getLogger(__name__)
+Resolved = Callable[[Result], None]
+
+
+@dataclass(eq=False)
+class Job(Candidate):
+    """A preload in work. `tokens` is None until its context is rendered."""
+
+    context: Context
+    owner: Owner
+    resolved: Resolved
+    is_next_turn: bool = False
+    tokens: list[int] | None = None
+    keys: list[BlockKey] = field(default_factory=list)
+
+
+class Speculator:
+    """The jobs of one loop. Used by the loop's thread alone."""
+
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        renderer: Renderer,
+        pool: BlockPool,
+        ledger: Ledger,
+        step_s: float,
+        max_pending: int,
+    ) -> None:
+        self.engine, self.renderer, self.pool, self.ledger = engine, renderer, pool, ledger
+        self.jobs: list[Job] = []
+        self.max_pending = max_pending
+        # On a CPU a forward stops at the next layer; on a GPU its kernels are queued and run on.
+        self.step_s = None if engine.pool.device.type == "cpu" else step_s
+        self.tokens_per_s: float | None = None
+
+    def add(self, job: Job, now: float) -> None:
+        """Queue a job, or reject it when too many wait. A session has one next turn: an older one is cancelled."""
+        if job.is_next_turn:
+            for old in [j for j in self.jobs if j.is_next_turn and j.ticket.session == job.ticket.session]:
+                self.end(old, Result(Outcome.CANCELLED, 0, "a newer turn took its place"), now)
+        self.jobs.append(job)
+        if len(self.jobs) > self.max_pending:
+            self.end(job, Result(Outcome.REJECTED, 0, f"{self.max_pending} preloads are waiting already"), now)
+
+    def end(self, job: Job, result: Result, now: float) -> None:
+        """Resolve and forget a job; a job that is gone is left alone."""
+        if job not in self.jobs:
+            return
+        self.jobs.remove(job)
+        self.ledger.resolve(job.ticket, result, now, result.tokens // self.engine.block_tokens)
+        job.resolved(result)
+
+    def step(self, clock: Callable[[], float], abandon: Callable[[], bool]) -> bool:
+        """Do one bounded piece of work; False if there is none. Raises what the engine raises."""
+        now = clock()
+        for job in [j for j in self.jobs if has_expired(j.ticket, now)]:
+            self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), "its time has passed"), now)
+        chosen = choose(self.jobs)
+        if chosen is None:
+            return False
+        if chosen.tokens is None:
+            self._render(chosen, now)
+            return True
+        self._compute(chosen, clock, abandon)
+        self.ledger.seconds += clock() - now
+        return True
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _render(self, job: Job, now: float) -> None:
+        block = self.engine.block_tokens
+        try:
+            tokens = self.renderer.prefix(job.context)
+            self.engine.validate(tokens)
+        except InvalidRequest as error:
+            self.end(job, Result(Outcome.FAILED, 0, str(error)), now)
+            return
+        job.tokens = tokens[: len(tokens) // block * block]  # a partial block has no key and cannot be shared
+        job.keys = block_keys(job.owner.root, job.tokens, block)
+        self.ledger.start(job.ticket, job.keys, len(self.pool.match(job.keys)))
+
+    def _resident_tokens(self, job: Job) -> int:
+        return len(self.pool.match(job.keys)) * self.engine.block_tokens
+
+    def _compute(self, job: Job, clock: Callable[[], float], abandon: Callable[[], bool]) -> None:
+        now = clock()
+        assert job.tokens is not None
+        until = now + job.ticket.hold_s
+        found = self.pool.match(job.keys)
+        if len(found) == len(job.keys):
+            self.pool.extend_hold(found, until)
+            worked = job.ticket.found < len(job.keys)
+            outcome = Outcome.WARM if worked else Outcome.ALREADY_WARM
+            self.end(job, Result(outcome, len(job.tokens)), now)
+            return
+        sequence = PagedSequence(self.pool, job.owner, job.tokens, self.engine.block_tokens, job.keys)
+        start = len(found) * self.engine.block_tokens
+        end = slice_end(start, len(job.tokens), self._chunk())
+        try:
+            sequence.open(end, Demand(job.ticket.tenant, speculative=True, now=now))
+        except PoolError as error:
+            self.pool.extend_hold(found, until)
+            self.end(job, Result(Outcome.CLIPPED, start, str(error)), now)
+            return
+        try:
+            self._run(sequence, end, until, abandon)
+        except RuntimeError as error:  # what torch raises, out of memory included
+            log.exception("a speculative forward failed")
+            self.end(job, Result(Outcome.FAILED, start, f"the engine failed: {error}"), now)
+        finally:
+            sequence.close()
+        self._learn_rate(end - start, clock() - now)
+
+    def _run(self, sequence: PagedSequence, end: int, until: float, abandon: Callable[[], bool]) -> None:
+        start = sequence.computed
+        row = Row(sequence.tokens[start:end], start, sequence.pages, sequence.written, wants_logits=False)
+        try:
+            self.engine.forward([row], abandon)
+        except Abandoned:
+            self.ledger.tokens_abandoned += end - start
+            return
+        self.engine.synchronize()  # so that no more than this step is ever queued before a live request
+        published = sequence.complete(end, speculative_until=until)
+        self.pool.extend_hold(sequence.blocks, until)
+        self.ledger.tokens_computed += len(published) * self.engine.block_tokens
+
+    def _chunk(self) -> int:
+        return speculative_chunk(self.engine.chunk_tokens, self.engine.block_tokens, self.tokens_per_s, self.step_s)
+
+    def _learn_rate(self, tokens: int, seconds: float) -> None:
+        """A moving average, abandoned steps included: they err on the side of shorter steps."""
+        rate = tokens / max(seconds, 1e-9)
+        self.tokens_per_s = rate if self.tokens_per_s is None else 0.8 * self.tokens_per_s + 0.2 * rate
