@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cattrs
 import cattrs.errors
+from cattrs.v import format_exception
 
 from kvprefetch.errors import SettingsError
 
@@ -77,7 +78,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
         return Settings()
     try:
         table = tomllib.loads(Path(chosen).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{chosen}: {error}") from error
     return settings_from(table, str(chosen))
 
@@ -87,7 +88,7 @@ def settings_from(table: dict[str, object], source: str = "settings") -> Setting
     try:
         return _strict_converter().structure(table, Settings)
     except cattrs.errors.ClassValidationError as error:
-        lines = "; ".join(cattrs.transform_error(error, path=source))
+        lines = "; ".join(cattrs.transform_error(error, path=source, format_exception=_in_words))
         raise SettingsError(lines) from error
 
 
@@ -101,6 +102,11 @@ def _strict_converter() -> cattrs.Converter:
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _exactly)
     return converter
+
+
+def _in_words(error: BaseException, kind: type | None) -> str:
+    """Our own errors already say it."""
+    return str(error) if isinstance(error, SettingsError) else format_exception(error, kind)
 
 
 def _exactly(value: object, kind: type) -> object:

@@ -66,7 +66,9 @@ def _tree_is_sound(pool: "BlockPool", require: Require) -> None:
         )
         is_leaf = not block.refs and not block.children
         require((block.page in pool.leaves) == is_leaf, f"page {block.page} is wrongly (un)listed as a leaf")
-    require(len(pool.leaves) <= len(pool.resident), "more leaves than resident blocks")
+    for page, leaf in pool.leaves.items():
+        is_resident = page == leaf.page and pool.resident.get(leaf.key) is leaf
+        require(is_resident, f"page {page} is listed as a leaf, but its block is not resident")
 
 
 def _charges_add_up(pool: "BlockPool", require: Require) -> None:

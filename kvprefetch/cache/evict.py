@@ -32,16 +32,18 @@ Policy = Callable[[Block, Demand], Rank | None]
 def lru(block: Block, demand: Demand) -> Rank | None:
     """Least recently used first, within law 3; None means: not for this demand.
 
-    Expired speculation goes first, then other tenants' unused speculation, then the least recently used.
-    A preload displaces only blocks of its own tenant, and no unused preload that is still on hold.
+    A live request takes expired speculation first, then other tenants' unused speculation, then anything.
+    A preload takes nothing of another tenant: its own expired speculation first, then its own unused
+    speculation (the newer preload counts more), then its own used blocks.
     """
-    if block.speculative and block.hold_until <= demand.now:
-        if demand.speculative and block.tenant != demand.tenant:
-            return None
-        return Rank(0, block.last_used, "hold_expired")
-    if demand.speculative and (block.speculative or block.tenant != demand.tenant):
+    is_own = block.tenant == demand.tenant
+    if demand.speculative and not is_own:
         return None
-    if block.speculative and block.tenant != demand.tenant:
+    if block.speculative and block.hold_until <= demand.now:
+        return Rank(0, block.last_used, "hold_expired")
+    if block.speculative and demand.speculative:
+        return Rank(1, block.last_used, "newer_preload")
+    if block.speculative and not is_own:
         return Rank(1, block.last_used, "speculative_of_other_tenant")
     return Rank(2, block.last_used, "lru")
 

@@ -29,9 +29,11 @@ def explain(pool: BlockPool, keys: Sequence[BlockKey], hits: int, root: BlockKey
     for key in keys[hits:]:
         if pool.announced.get(key):
             misses[MissReason.IN_FLIGHT] += 1
+            diverged = False  # this one goes on where a known prefix did
         elif key in pool.evicted:
             misses[MissReason.EVICTED] += 1
             rules[pool.evicted[key]] += 1
+            diverged = False
         elif diverged:
             misses[MissReason.DIVERGED] += 1
         elif pool.forgot_evictions:

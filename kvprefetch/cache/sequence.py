@@ -44,6 +44,7 @@ class PagedSequence:
         self.blocks: list[Block] = []
         self.computed = 0
         self.shared = 0  # leading blocks that are resident
+        self._announced = 0  # keys before this one were announced, unless found resident
 
     @property
     def written(self) -> int:
@@ -76,6 +77,7 @@ class PagedSequence:
         self.blocks, self.shared = found + fresh, len(found)
         self.pool.holders.add(self)
         self.pool.announced.update(self.keys[self.shared : wanted])
+        self._announced = min(len(self.keys), wanted)
         self._skip_cached()
         return self.written
 
@@ -90,7 +92,7 @@ class PagedSequence:
             self.pool.hold([twin])
             self.blocks[self.shared] = twin
             self.pool.release([mine])
-            self._withdraw(self.keys[self.shared])
+            self._withdraw(self.shared)
             self.shared += 1
         self._skip_cached()
         return self.computed - before
@@ -117,7 +119,7 @@ class PagedSequence:
                 published.append(block)
                 block.speculative = speculative_until is not None
                 block.hold_until = speculative_until or 0.0
-            self._withdraw(key)
+            self._withdraw(at)
             self.shared += 1
         return published
 
@@ -127,8 +129,8 @@ class PagedSequence:
         for block in doubtful:
             self.pool.quarantine(block)
         self.pool.release(reversed(self.blocks))
-        for key in self.keys[self.shared : len(self.blocks)]:
-            self._withdraw(key)
+        for at in range(self.shared, len(self.blocks)):
+            self._withdraw(at)
         self.blocks = []
         self.pool.holders.discard(self)
         return doubtful
@@ -136,8 +138,11 @@ class PagedSequence:
     def _skip_cached(self) -> None:
         self.computed = max(self.computed, min(self.written, len(self.tokens) - 1))
 
-    def _withdraw(self, key: BlockKey) -> None:
-        """No longer in flight here; keys of sampled tokens were never announced."""
+    def _withdraw(self, at: int) -> None:
+        """Block `at` is no longer in flight here. Keys of sampled tokens were announced by others, if at all."""
+        if at >= self._announced:
+            return
+        key = self.keys[at]
         if self.pool.announced[key] > 1:
             self.pool.announced[key] -= 1
         else:
