@@ -197,6 +197,10 @@ class Local:
         """Prove that every page is accounted for (law 5), or raise AccountingError."""
         self.worker.call(self.worker.pool.check)
 
+    def clear(self) -> None:
+        """Forget every block that no request is using."""
+        self.worker.call(self.worker.pool.clear)
+
     def close(self) -> None:
         """End all requests and prefetches and the worker's thread. Calling it again does nothing."""
         self.worker.close()

@@ -96,7 +96,7 @@ def sdpa_gathered(
         k = gather_rows(k_pages, batch.tables[index], row.end).transpose(0, 1)[:, None]
         v = gather_rows(v_pages, batch.tables[index], row.end).transpose(0, 1)[:, None]
         heads, groups = k.shape[0], q.shape[1] // k.shape[0]
-        grouped = q[at:end].transpose(0, 1).unflatten(0, (heads, groups))
+        grouped = q[at:end].transpose(0, 1).reshape(heads, groups, end - at, q.shape[-1])
         k, v = (x.expand(heads, groups, -1, -1) for x in (k, v))
         seen = _attend_row(grouped, k, v, batch, index, shape)
         out[at:end] = seen.flatten(0, 1).transpose(0, 1)

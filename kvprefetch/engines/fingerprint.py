@@ -43,5 +43,5 @@ def _weights_hash(model: Any) -> str:
 
 def _tensor_hash(name: str, tensor: torch.Tensor) -> bytes:
     head = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return sha256(head + sha256(data).digest()).digest()
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return sha256(head + sha256(data.numpy().data).digest()).digest()

@@ -39,8 +39,8 @@ def load_model(source: str | Path, settings: EngineSettings) -> LoadedModel:
     if path.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        config = transformers.AutoConfig.from_pretrained(**where)
-        _refuse(config, str(source))
+        if "gguf_file" not in where:  # reading a GGUF's header takes seconds; `prepare` looks at it anyway
+            _refuse(transformers.AutoConfig.from_pretrained(**where), str(source))
         model = transformers.AutoModelForCausalLM.from_pretrained(
             **where, dtype=dtype, attn_implementation=IMPLEMENTATION
         )

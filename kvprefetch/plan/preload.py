@@ -16,14 +16,14 @@ class Candidate:
     ticket: Ticket
 
 
-def choose(candidates: Iterable[T]) -> T | None:
-    """The candidate most likely to be used; among equals the soonest expected, then the newest hint.
+def choose(candidates: Iterable[T], now: float) -> T | None:
+    """The candidate most likely to be used; among equals the soonest expected; of those due, the newest.
 
     The newest first, because a user's last signal says most about the next request.
     """
     return max(
         candidates,
-        key=lambda c: (c.ticket.probability, -c.ticket.expected_at, c.ticket.number),
+        key=lambda c: (c.ticket.probability, -max(c.ticket.expected_at, now), c.ticket.number),
         default=None,
     )
 

@@ -110,9 +110,9 @@ class LiveQueue:
                 prefilling.append(request)
         extents = [(r.sequence.computed, len(r.sequence.tokens)) for r in prefilling]
         slices = prefill_slices(extents, self.engine.chunk_tokens)
-        for piece in slices:
-            chosen.append((prefilling[piece.index], _row(prefilling[piece.index], piece.end)))
-        self._rotate([prefilling[piece.index] for piece in slices])
+        served = [prefilling[piece.index] for piece in slices]
+        chosen += [(request, _row(request, piece.end)) for request, piece in zip(served, slices, strict=True)]
+        self._rotate(served)
         return chosen
 
     def _rotate(self, served: list[LiveRequest]) -> None:

@@ -80,7 +80,7 @@ class Speculator:
         now = clock()
         for job in [j for j in self.jobs if has_expired(j.ticket, now)]:
             self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), "its time has passed"), now)
-        chosen = choose(self.jobs)
+        chosen = choose(self.jobs, now)
         if chosen is None:
             return False
         if chosen.tokens is None:

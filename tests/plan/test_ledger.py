@@ -170,6 +170,16 @@ def test_a_request_after_the_hold_does_not_change_the_books() -> None:
     assert ledger.uses == {Use.UNUSED: 1}
 
 
+def test_what_was_used_stays_used_when_its_hold_runs_out_and_its_session_ends() -> None:
+    ledger = Ledger()
+    ticket = warm(ledger)
+    request(ledger, ABCD, hits=4)
+    ledger.end_session("s")
+    ledger.expire_holds(HOLD)
+    assert ticket.use is Use.USED
+    assert ledger.uses == {Use.USED: 1}
+
+
 # -- outcomes ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if not outcome.is_resident])
 def test_what_left_nothing_resident_has_no_use(outcome: Outcome) -> None:

@@ -19,6 +19,7 @@ from kvprefetch.plan.ledger import Ledger, Ticket
 
 contexts = st.lists(st.sampled_from([0, 1]), max_size=4)  # one token of the alphabet stands for a block
 steps = st.one_of(
+    st.tuples(st.just("prefetch"), st.sampled_from(["s", "t"]), contexts, st.integers(0, 4)),
     st.tuples(st.just("issue"), st.sampled_from(["s", "t"])),
     st.tuples(st.just("start"), st.integers(0, 5), contexts, st.integers(0, 4)),
     st.tuples(st.just("resolve"), st.integers(0, 5), st.sampled_from(list(Outcome)), st.integers(0, 4)),
@@ -49,6 +50,11 @@ class History:
 
     def issue(self, session: str) -> None:
         self.tickets.append(issue(self.ledger, self.now, session))
+
+    def prefetch(self, session: str, context: list[int], found: int) -> None:
+        self.issue(session)
+        self.start(-1, context, found)
+        self.resolve(-1, Outcome.ALREADY_WARM if found >= len(context) else Outcome.WARM, 0)
 
     def start(self, which: int, context: list[int], found: int) -> None:
         ticket = self.ticket(which)

@@ -19,28 +19,28 @@ def candidate(ledger: Ledger, probability: float, expected_in_s: float = 5.0) ->
 
 
 def test_nothing_waiting_gives_nothing_to_do() -> None:
-    assert choose([]) is None
+    assert choose([], 0.0) is None
 
 
 def test_the_most_likely_goes_first_even_if_it_is_expected_later() -> None:
     ledger = Ledger()
     likely, soon = candidate(ledger, 0.9, 30.0), candidate(ledger, 0.8, 1.0)
-    assert choose([soon, likely]) is likely
-    assert choose([likely, soon]) is likely
+    assert choose([soon, likely], 0.0) is likely
+    assert choose([likely, soon], 0.0) is likely
 
 
 def test_among_equally_likely_the_soonest_expected_goes_first_even_if_it_is_older() -> None:
     ledger = Ledger()
     soon, late = candidate(ledger, 0.5, 1.0), candidate(ledger, 0.5, 30.0)
-    assert choose([late, soon]) is soon
-    assert choose([soon, late]) is soon
+    assert choose([late, soon], 0.0) is soon
+    assert choose([soon, late], 0.0) is soon
 
 
 def test_among_equals_the_newest_hint_goes_first() -> None:
     ledger = Ledger()
     older, newer = candidate(ledger, 0.5), candidate(ledger, 0.5)
-    assert choose([older, newer]) is newer
-    assert choose([newer, older]) is newer
+    assert choose([older, newer], 0.0) is newer
+    assert choose([newer, older], 0.0) is newer
 
 
 @pytest.mark.parametrize(("now", "expired"), [(100.0, False), (105.0, False), (165.0, False), (165.1, True)])

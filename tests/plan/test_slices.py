@@ -49,7 +49,7 @@ def test_every_prompt_is_covered_exactly_once_on_the_grid(prompts: list[tuple[in
     covered: list[list[int]] = [[] for _ in prompts]
     computed = [start for start, _ in prompts]
     line = deque(range(len(prompts)))
-    forwards = 0
+    forwards, enough = 0, sum(-(-total // chunk) for _, total in prompts)
     while line:
         slices = prefill_slices([(computed[who], prompts[who][1]) for who in line], chunk)
         assert slices[0].index == 0
@@ -62,8 +62,8 @@ def test_every_prompt_is_covered_exactly_once_on_the_grid(prompts: list[tuple[in
             computed[who] = piece.end
         line = deque(who for who in [*(w for w in line if w not in served), *served] if computed[who] < prompts[who][1])
         forwards += 1
+        assert forwards <= enough
     assert covered == [list(range(start, total)) for start, total in prompts]
-    assert forwards <= sum(-(-total // chunk) for _, total in prompts)
 
 
 def test_a_step_that_can_be_abandoned_takes_the_whole_chunk() -> None:
