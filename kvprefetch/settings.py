@@ -34,7 +34,6 @@ class EngineSettings:
     attention: str = "auto"  # flash-attn | torch-varlen | sdpa | auto: the first of these that runs here
     chunk_tokens: int = 256  # prefill chunks end at absolute multiples of this (law 1)
     max_rows: int = 64  # live sequences packed into one forward
-    cuda_graphs: bool = True  # replay short single-sequence steps as CUDA graphs
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,11 @@ def attend(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     unknown = [name for name in ("s_aux", "position_bias") if extra.get(name) is not None]
     if attention_mask is not None or unknown:
-        raise UnsupportedModel(f"attention of layer {layer} needs {unknown or 'a mask of its own'}")
+        needs = ", ".join(unknown) or "a mask of its own"
+        raise UnsupportedModel(f"attention of layer {layer} needs {needs}, which paged attention does not apply")
     if isinstance(kv_batch, Probe):
         kv_batch.seen.append((layer, key.shape[1], query.shape[1], key.shape[-1], value.shape[-1]))
-        return torch.zeros_like(query.transpose(1, 2)), None
+        return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[-1])), None
     if kv_batch is None or kv_backend is None:
         raise UnsupportedModel(f"attention of layer {layer} was not given the batch: keyword arguments are dropped")
     if kv_batch.abandon():

@@ -20,10 +20,10 @@ class Sampler:
         if sampling.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(sampling.seed)
+            self._generator.manual_seed(sampling.seed % 2**64)
         self._warp = LogitsProcessorList()
         if not self.greedy:
-            self._warp.append(TemperatureLogitsWarper(sampling.temperature))
+            self._warp.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_k:
             self._warp.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:

@@ -24,8 +24,11 @@ def page_shape(loaded: LoadedModel, block_tokens: int) -> PageShape:
     """Learn layers, heads and dims from one forward; refuse what block-major pages cannot hold."""
     probe = Probe()
     ids = torch.zeros((1, 1), dtype=torch.long, device=loaded.device)
-    with torch.inference_mode():
-        loaded.model(input_ids=ids, position_ids=ids, use_cache=False, kv_batch=probe)
+    try:
+        with torch.inference_mode():
+            loaded.model(input_ids=ids, position_ids=ids, use_cache=False, kv_batch=probe)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{loaded.name} ({loaded.model.config.model_type}): {error}") from error
     layers = sorted(seen[0] for seen in probe.seen)
     if not layers or layers != list(range(len(layers))):
         raise UnsupportedModel(f"{loaded.name}: paged attention was called for layers {layers}, each must come once")

@@ -37,6 +37,7 @@ class Job(Candidate):
     is_next_turn: bool = False
     tokens: list[int] | None = None
     keys: list[BlockKey] = field(default_factory=list)
+    has_computed: bool = False  # some of its blocks were computed for it, not found
 
 
 class Speculator:
@@ -113,8 +114,7 @@ class Speculator:
         found = self.pool.match(job.keys)
         if len(found) == len(job.keys):
             self.pool.extend_hold(found, until)
-            worked = job.ticket.found < len(job.keys)
-            outcome = Outcome.WARM if worked else Outcome.ALREADY_WARM
+            outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
             self.end(job, Result(outcome, len(job.tokens)), now)
             return
         sequence = PagedSequence(self.pool, job.owner, job.tokens, self.engine.block_tokens, job.keys)
@@ -127,7 +127,7 @@ class Speculator:
             self.end(job, Result(Outcome.CLIPPED, start, str(error)), now)
             return
         try:
-            self._run(sequence, end, until, abandon)
+            job.has_computed |= self._run(sequence, end, until, abandon)
         except RuntimeError as error:  # what torch raises, out of memory included
             log.exception("a speculative forward failed")
             self.end(job, Result(Outcome.FAILED, start, f"the engine failed: {error}"), now)
@@ -135,18 +135,20 @@ class Speculator:
             sequence.close()
         self._learn_rate(end - start, clock() - now)
 
-    def _run(self, sequence: PagedSequence, end: int, until: float, abandon: Callable[[], bool]) -> None:
+    def _run(self, sequence: PagedSequence, end: int, until: float, abandon: Callable[[], bool]) -> bool:
+        """One forward; whether it was finished."""
         start = sequence.computed
         row = Row(sequence.tokens[start:end], start, sequence.pages, sequence.written, wants_logits=False)
         try:
             self.engine.forward([row], abandon)
         except Abandoned:
             self.ledger.tokens_abandoned += end - start
-            return
+            return False
         self.engine.synchronize()  # so that no more than this step is ever queued before a live request
         published = sequence.complete(end, speculative_until=until)
         self.pool.extend_hold(sequence.blocks, until)
         self.ledger.tokens_computed += len(published) * self.engine.block_tokens
+        return True
 
     def _chunk(self) -> int:
         return speculative_chunk(self.engine.chunk_tokens, self.engine.block_tokens, self.tokens_per_s, self.step_s)

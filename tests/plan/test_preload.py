@@ -47,3 +47,10 @@ def test_among_equals_the_newest_hint_goes_first() -> None:
 def test_a_preload_expires_when_its_hold_would_be_over(now: float, expired: bool) -> None:
     """Expected at 105 and worth holding for 60 s after that."""
     assert has_expired(candidate(Ledger(), 0.5).ticket, now) is expired
+
+
+def test_once_they_are_due_the_newest_hint_goes_first() -> None:
+    ledger = Ledger()
+    older, newer = candidate(ledger, 0.5, 1.0), candidate(ledger, 0.5, 2.0)
+    assert choose([older, newer], 100.0) is older
+    assert choose([older, newer], 110.0) is newer
