@@ -12,6 +12,8 @@ from kvprefetch.engines.load import LoadedModel, prepare
 from kvprefetch.engines.selftest import page_shape
 from kvprefetch.settings import EngineSettings, PoolSettings, Settings
 
+torch.set_num_threads(1)  # tiny tensors gain nothing from more, and several test runs would wait for each other
+
 VOCABULARY = 512
 CORPUS = (
     "The warehouse opens at seven and the night shift hands over its list of parcels.",

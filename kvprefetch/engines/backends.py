@@ -23,6 +23,7 @@ from kvprefetch.tiers.device import PageShape
 
 PAGE_MULTIPLE = 256  # what flash-attention 2 asks of a page's tokens before it takes a block table
 _LARGEST_HEAD = 256
+_HEAD_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ def _obstacle(name: str, shape: PageShape, loaded: LoadedModel) -> str:
         return "it needs a CUDA device"
     if shape.dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, the model is {shape.dtype}"
-    if shape.head_dim > _LARGEST_HEAD:
-        return f"it takes heads of up to {_LARGEST_HEAD} dims, the model's have {shape.head_dim}"
+    if shape.head_dim > _LARGEST_HEAD or shape.head_dim % _HEAD_MULTIPLE:
+        return f"it takes heads of {_HEAD_MULTIPLE}, 16, … {_LARGEST_HEAD} dims, the model's have {shape.head_dim}"
     if name == "torch-varlen" and getattr(loaded.model.config, "attn_logit_softcapping", None):
         return "it has no soft cap, which the model needs"
     return ""

@@ -1,16 +1,24 @@
 """Load a model for the paged engine: a folder, a GGUF file or a hub id."""
 
+import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 import transformers
+from huggingface_hub.constants import ENDPOINT
+from safetensors import SafetensorError
 
 from kvprefetch.engines.attention import IMPLEMENTATION
 from kvprefetch.engines.support import why_refused
 from kvprefetch.errors import SettingsError, UnknownModel, UnsupportedModel
 from kvprefetch.settings import EngineSettings
+
+_HUB_PATIENCE_S = 3
 
 
 @dataclass(frozen=True)
@@ -34,20 +42,43 @@ class LoadedModel:
 def load_model(source: str | Path, settings: EngineSettings) -> LoadedModel:
     """Load `source`. Raises UnknownModel if there is nothing to load, UnsupportedModel if it is refused."""
     device, dtype = pick_device(settings.device), pick_dtype(settings.dtype)
-    path = Path(source)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source)}
-    if path.suffix == ".gguf":
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    where = _locate(str(source))
     try:
         if "gguf_file" not in where:  # reading a GGUF's header takes seconds; `prepare` looks at it anyway
             _refuse(transformers.AutoConfig.from_pretrained(**where), str(source))
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, dtype=dtype, attn_implementation=IMPLEMENTATION
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, attn_implementation=IMPLEMENTATION, output_loading_info=True
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(f"{source}: no model could be loaded: {_first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):  # the library would go on with random weights in their place
+        raise UnknownModel(f"{source}: its files lack {len(missing)} of the model's weights, {missing[0]} among them")
     return prepare(model.to(device), tokenizer, str(source))
+
+
+def _locate(source: str) -> dict[str, Any]:
+    """Arguments for `from_pretrained`. A path that is not there is not asked of the hub."""
+    path = Path(os.path.expanduser(source))  # Path's own raises for an unknown user
+    is_gguf = path.suffix == ".gguf"
+    if is_gguf and path.is_file():
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.is_dir():
+        return {"pretrained_model_name_or_path": str(path)}
+    if is_gguf or source.startswith((".", "~", "/", "\\")) or not 0 < len(path.parts) <= 2:
+        raise UnknownModel(f"{source}: there is no such {'file' if is_gguf else 'folder'}")
+    return {"pretrained_model_name_or_path": source, "local_files_only": not _hub_answers()}
+
+
+def _hub_answers() -> bool:
+    """Whether the hub is worth asking: the library itself would try for half a minute before it gives up."""
+    try:
+        urlopen(Request(ENDPOINT, method="HEAD"), timeout=_HUB_PATIENCE_S).close()
+    except HTTPError:
+        return True
+    except OSError as error:  # a certificate that only the library's client knows is an answer too
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True
 
 
 def prepare(model: Any, tokenizer: Any, name: str) -> LoadedModel:

@@ -2,10 +2,10 @@
 
 The warmed prefix must be exactly what the coming request will start with. Templates strip reasoning from
 earlier turns, insert dates and tools, and text tokenises differently across a boundary; so the context is
-rendered with two different continuations and only the common token prefix is kept.
+rendered with every kind of continuation that may come and only the common token prefix is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -14,7 +14,12 @@ import jinja2
 from kvprefetch.contexts import Context, Message
 from kvprefetch.errors import InvalidRequest
 
-_PROBES = ("What does it do?", "7 (in short)")  # differ from their first character on
+# How a text may begin, as tokenizers see it: letters, digits, punctuation, spaces, line breaks.
+_PROBES = ("What does it do?", "7 (in short)", '{"in": "short"}', "  in short", "\n\nin short")
+_ANSWERED = ("user", "tool")  # the model may speak right after these roles
+_LONGEST_WORD = 24  # characters; where there are no spaces, no more than this is taken for one word
+_REFUSALS = (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
+Messages = tuple[Message, ...]
 
 
 class Renderer:
@@ -27,46 +32,87 @@ class Renderer:
         """Tokens of a request: the context's messages and the generation prompt, or its exact token ids."""
         if context.token_ids:
             return list(context.token_ids)
-        return self._render(context.messages, context)
+        return self._tokens([self._text(context.messages, context)])[0]
 
     def prefix(self, context: Context) -> list[int]:
         """Tokens that every request continuing `context` starts with."""
         if context.token_ids:
             return list(context.token_ids)
+        rows = self._tokens(self._continuations(context))
+        # what the first and the last in lexical order share, all share
+        common = takewhile(lambda pair: pair[0] == pair[1], zip(min(rows), max(rows), strict=False))
+        tokens = [token for token, _ in common]
+        if tokens and tokens[-1] not in self.tokenizer.added_tokens_decoder:
+            tokens.pop()  # it may still merge with what comes
+        return tokens
+
+    def _continuations(self, context: Context) -> list[str]:
+        messages = context.messages
+        _check(messages)
+        further = [(*messages, _next(messages[-1], probe)) for probe in _PROBES]
+        # a template that wants roles to alternate refuses these: there the last message itself may go on
+        texts = self._accepted(further, context) or self._accepted(_extended(messages), context)
+        if messages[-1]["role"] in _ANSWERED:
+            texts += self._accepted([messages], context)
+        return texts or [self._text(further[0], context)]  # which says why it is refused
+
+    def _accepted(self, conversations: Iterable[Messages], context: Context) -> list[str]:
+        """The texts of all of them, or none if the template refuses one."""
         try:
-            first, second = (self._render((*context.messages, self._next(context, p)), context) for p in _PROBES)
-        except InvalidRequest:  # the template wants roles to alternate: the last message itself goes on
-            first, second = (self._render(_extended(context.messages, p), context) for p in _PROBES)
-        common = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
-        return [token for token, _ in common]
+            return [self._text(messages, context) for messages in conversations]
+        except InvalidRequest:
+            return []
 
-    def _next(self, context: Context, text: str) -> Message:
-        """A likely next message: a tool's result after a tool call, else the user's words."""
-        role = "tool" if context.messages[-1].get("tool_calls") else "user"
-        return {"role": role, "content": text}
-
-    def _render(self, messages: tuple[Message, ...], context: Context) -> list[int]:
+    def _text(self, messages: Messages, context: Context) -> str:
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise InvalidRequest("the model has no chat template: give token_ids instead of messages")
+        _check(messages)
         options: Mapping[str, Any] = context.chat_template_kwargs
         try:
-            # tokenised with the template's text alone: adding special tokens would double the first one
-            tokens: list[int] = self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in context.tools] or None,
                 add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
+                tokenize=False,
                 **options,
             )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
+        except _REFUSALS as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error}") from error
-        return tokens
+        return text
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        # tokenised with the template's text alone: adding special tokens would double the first one
+        rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return rows
 
 
-def _extended(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    last = messages[-1]
-    content = last.get("content")
+def _check(messages: Messages) -> None:
+    if not all(isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in messages):
+        raise InvalidRequest("every message must be a mapping with a role")
+
+
+def _next(last: Message, text: str) -> Message:
+    """A likely next message: a tool's result after a tool call or another result, else the user's words."""
+    calls = last.get("tool_calls")
+    if last["role"] == "tool":
+        return {**last, "content": text}
+    if not calls:
+        return {"role": "user", "content": text}
+    call = calls[0] if isinstance(calls, list | tuple) and isinstance(calls[0], Mapping) else {}
+    function = call.get("function", call)
+    name = function.get("name", "") if isinstance(function, Mapping) else ""
+    return {"role": "tool", "name": name, "tool_call_id": call.get("id", "000000000"), "content": text}
+
+
+def _extended(messages: Messages) -> list[Messages]:
+    """The same messages with other words at the end; none if the last one holds no plain text.
+
+    The last word may be the beginning of a longer one, so it is left out.
+    """
+    content = messages[-1].get("content")
     if not isinstance(content, str):
-        raise InvalidRequest("the chat template refuses a further message, and the last one holds no plain text")
-    return (*messages[:-1], {**last, "content": f"{content}{text}"})
+        return []
+    text = content.rstrip()
+    words = text[-_LONGEST_WORD:].rsplit(None, 1)
+    rest = text[: len(text) - len(words[-1])].rstrip() if words else ""
+    return [(*messages[:-1], {**messages[-1], "content": rest + probe}) for probe in _PROBES]

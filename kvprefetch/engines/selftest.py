@@ -17,7 +17,8 @@ from kvprefetch.errors import UnsupportedModel
 from kvprefetch.tiers.device import DevicePool, PageShape
 
 _LONGEST = 4_160  # tokens; a window beyond this is not crossed by the self-test
-_TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.1}  # of the logits' spread
+# Root mean square, of the logits' spread. Two right ways of computing 30 layers in bf16 differ by 0.03 to 0.05.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
 
 
 def page_shape(loaded: LoadedModel, block_tokens: int) -> PageShape:
@@ -51,9 +52,11 @@ def self_test(loaded: LoadedModel, shape: PageShape, backend: Backend) -> None:
     tokens = torch.randint(0, config.vocab_size, (length,), generator=generator).tolist()
     eager = _eager(loaded, tokens)
     spread = float(eager.std()) or 1.0
-    cuts = sorted({0, 1, shape.block_tokens, length - 3, length})
+    inner = {cut for cut in (1, shape.block_tokens, length - 3) if 0 < cut < length}  # a context may be very short
+    cuts = [0, *sorted(inner), length]
     for name, edges in (("cold", [0, length]), ("split", cuts)):
-        error = float((_paged(loaded, shape, backend, tokens, edges) - eager).abs().max()) / spread
+        difference = _paged(loaded, shape, backend, tokens, edges) - eager
+        error = float(difference.square().mean().sqrt()) / spread
         if not error <= _TOLERANCE[shape.dtype]:
             raise UnsupportedModel(
                 f"{loaded.name} ({config.model_type}): {name} paged logits differ from eager attention by "
