@@ -41,7 +41,7 @@ def test_a_file_sets_some_values_and_leaves_the_rest(tmp_path: Path) -> None:
         block_tokens = 16
         [engine]
         chunk_tokens = 64
-        cuda_graphs = false
+        attention = "sdpa"
         [speculation]
         hold_s = 60
         """,
@@ -49,7 +49,7 @@ def test_a_file_sets_some_values_and_leaves_the_rest(tmp_path: Path) -> None:
     settings = load_settings(path)
     assert (settings.tenant, settings.secret) == ("ann", "s3cret")
     assert (settings.pool.size, settings.pool.block_tokens) == ("2GiB", 16)
-    assert (settings.engine.chunk_tokens, settings.engine.cuda_graphs) == (64, False)
+    assert (settings.engine.chunk_tokens, settings.engine.attention) == (64, "sdpa")
     assert settings.speculation.hold_s == 60.0
     assert settings.engine.max_rows == Settings().engine.max_rows
     assert load_settings(str(path)) == settings
@@ -90,7 +90,7 @@ def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path, text: str, nam
         ({"pool": {"block_tokens": 32.0}}, "expected int @ settings.pool.block_tokens"),
         ({"pool": {"block_tokens": True}}, "expected int @ settings.pool.block_tokens"),
         ({"pool": {"size": 2}}, "expected str @ settings.pool.size"),
-        ({"engine": {"cuda_graphs": 1}}, "expected bool @ settings.engine.cuda_graphs"),
+        ({"speculation": {"enabled": 1}}, "expected bool @ settings.speculation.enabled"),
         ({"speculation": {"step_s": "20ms"}}, "expected float @ settings.speculation.step_s"),
         ({"speculation": {"hold_s": True}}, "expected float @ settings.speculation.hold_s"),
         ({"tenant": ["ann"]}, "expected str @ settings.tenant"),
