@@ -8,7 +8,8 @@ from typing import Any
 
 from ttft_models import Texts
 
-from kvprefetch.inprocess import Local, Prefetch
+from kvprefetch.inprocess import Local
+from kvprefetch.worker.hints import Prefetch
 
 BLOCK = 16  # requests before the other side's turn
 WRONG_TOKENS = 2048

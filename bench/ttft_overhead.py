@@ -22,7 +22,7 @@ def overhead_ms(kv: Local, repeats: int = 200) -> float:
         start = time.perf_counter()
         sequence = PagedSequence(pool, owner, tokens, block)
         hits = len(pool.match(sequence.keys))
-        explain(pool, sequence.keys, hits, owner.root, block)
+        explain(pool, sequence.keys, hits, block)
         sequence.open(TOKENS, Demand("bench", speculative=False, now=float(turn)))
         sequence.complete(TOKENS)
         sequence.close()

@@ -1,10 +1,8 @@
 """`kvprefetch.local`: a worker in this process, with the same calls as a connection to a service."""
 
 import secrets
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvprefetch.cache.keys import Namespace, Scope, root_key
@@ -14,48 +12,11 @@ from kvprefetch.engines.engine import TransformersEngine, open_engine
 from kvprefetch.engines.load import LoadedModel
 from kvprefetch.engines.sampling import Sampler
 from kvprefetch.engines.text import TextStream
-from kvprefetch.errors import Closed, InvalidRequest, PoolTooSmall
-from kvprefetch.outcomes import Outcome, Result, Use
+from kvprefetch.errors import InvalidRequest, PoolTooSmall
 from kvprefetch.settings import Settings, load_settings
+from kvprefetch.worker.hints import Hints, Prefetch
 from kvprefetch.worker.loop import Worker
-from kvprefetch.worker.request import FinishReason, Generation, LiveRequest, Timing
-from kvprefetch.worker.speculation import Job
-
-
-class Prefetch:
-    """A hint that was given. It lives on whether or not anybody waits for it."""
-
-    def __init__(self, cancel: Callable[["Prefetch"], None]) -> None:
-        self.job: Job | None = None  # set on the worker's thread
-        self._cancel = cancel
-        self._done = threading.Event()
-        self._result: Result | None = None
-
-    def wait(self, timeout_s: float | None = None) -> Result:
-        """Its outcome. Raises TimeoutError if there is none within `timeout_s`."""
-        if not self._done.wait(timeout_s):
-            raise TimeoutError(f"the prefetch has no outcome after {timeout_s} s; it lives on")
-        assert self._result is not None
-        return self._result
-
-    def cancel(self) -> None:
-        """Withdraw it; the outcome is CANCELLED unless it has one. Calling it again does nothing."""
-        self._cancel(self)
-
-    @property
-    def use(self) -> Use | None:
-        """What it was good for; None while open."""
-        return self.job.ticket.use if self.job else None
-
-    @property
-    def used_tokens(self) -> int:
-        """Tokens that the request which used it found resident."""
-        return self.job.ticket.used_tokens if self.job else 0
-
-    def resolve(self, result: Result) -> None:
-        """Called once, by the worker."""
-        self._result = result
-        self._done.set()
+from kvprefetch.worker.request import Generation, LiveRequest, Timing
 
 
 class Local:
@@ -66,10 +27,8 @@ class Local:
         secret = settings.secret.encode() or secrets.token_bytes(32)
         namespace = Namespace(Scope.PRIVATE, settings.tenant)
         self._owner = Owner(root_key(secret, namespace, engine.fingerprint), settings.tenant)
-        self._named: dict[str, Context] = {}
-        self._signals: Counter[str] = Counter()
-        self._unread_signals = 0
-        self.worker = Worker(engine, settings, time.monotonic, self._foresee_next_turn)
+        self.worker = Worker(engine, settings, time.monotonic, lambda ended: self._hints.foresee_next_turn(ended))
+        self._hints = Hints(self.worker, settings.speculation, self._owner)
 
     # -- contexts, hints, signals ----------------------------------------------------------------------
     def context(
@@ -83,19 +42,20 @@ class Local:
         model: str = "",
         adapter: str = "",
     ) -> Context:
-        """Describe a context; with a `name` it is remembered, and the name alone finds it again."""
+        """Describe a context; with a `name` it is remembered, and the name alone finds it again.
+
+        The names used last are kept, as many as the settings say. Raises InvalidRequest.
+        """
         if model not in ("", self.engine.loaded.name):
             raise InvalidRequest(f"this worker serves {self.engine.loaded.name!r}, not {model!r}")
         if adapter:
             raise InvalidRequest(f"this worker serves no adapters, {adapter!r} among them")
         messages, token_ids = tuple(messages), tuple(token_ids)
         if name and not messages and not token_ids:
-            if name not in self._named:
-                raise InvalidRequest(f"no context is known by the name {name!r}")
-            return self._named[name]
+            return self._hints.recall(name)
         context = Context(messages, tuple(tools), dict(chat_template_kwargs or {}), token_ids, name)
         if name:
-            self._named[name] = context
+            self._hints.remember(name, context)
         return context
 
     def prefetch(
@@ -112,20 +72,7 @@ class Local:
         `probability` that it will be used, in about `expected_in_s` seconds; unused, it keeps its place for
         `hold_s` (default: the settings'). It expires if not done `hold_s` after it was expected.
         """
-        hold = self.settings.speculation.hold_s if hold_s is None else hold_s
-        if not 0 <= probability <= 1:
-            raise InvalidRequest(f"a probability is from 0 to 1, not {probability}")
-        if not (0 <= hold < float("inf") and 0 <= expected_in_s < float("inf")):
-            raise InvalidRequest("hold_s and expected_in_s are finite seconds, 0 or more")
-        handle = Prefetch(self._cancel)
-
-        def start() -> None:
-            handle.job = self._issue(
-                context, session, probability, expected_in_s, hold, because="hint", resolved=handle.resolve
-            )
-
-        self.worker.post(start)
-        return handle
+        return self._hints.prefetch(context, session, probability, expected_in_s, hold_s)
 
     def signal(
         self,
@@ -142,24 +89,7 @@ class Local:
         than the hold time. "session_ended" withdraws the session's preloads. `attributes` inform no decision
         yet. When too many signals are unread, this one is dropped and counted. Raises Closed.
         """
-        spec = self.settings.speculation
-        if self._unread_signals >= spec.max_pending:
-            self._signals["dropped"] += 1
-            return
-        if at is not None and time.time() - at > spec.hold_s:
-            self._signals["stale"] += 1
-            return
-        self._unread_signals += 1
-
-        def read() -> None:
-            self._unread_signals -= 1
-            self._signals[kind] += 1
-            if kind == "session_ended":
-                self._end_session(session)
-            for context in contexts:
-                self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=kind)
-
-        self.worker.post(read)
+        self._hints.signal(kind, session, contexts, at)
 
     # -- answers ---------------------------------------------------------------------------------------
     def generate(
@@ -239,61 +169,9 @@ class Local:
         request.stream.prompt_tokens = len(prompt)
         return request
 
-    def _issue(
-        self,
-        context: Context,
-        session: str,
-        probability: float,
-        expected_in_s: float,
-        hold_s: float,
-        because: str,
-        resolved: Callable[[Result], None] = lambda result: None,
-    ) -> Job:
-        """Open a ticket and queue its job; on the worker's thread."""
-        worker, now = self.worker, self.worker.clock()
-        ticket = worker.ledger.issue(
-            now,
-            tenant=self._owner.tenant,
-            session=session,
-            probability=probability,
-            expected_in_s=expected_in_s,
-            hold_s=hold_s,
-            because=because,
-        )
-        job = Job(ticket, context, self._owner, resolved, is_next_turn=because == "turn_finished")
-        worker.speculator.add(job, now)
-        if not self.settings.speculation.enabled:
-            worker.speculator.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)
-        return job
-
-    def _foresee_next_turn(self, request: LiveRequest) -> None:
-        """The pause rule: what was said so far is what the session's next request starts with."""
-        if request.context is None or request.stream.finish_reason is FinishReason.CANCELLED:
-            return
-        if self.settings.speculation.enabled:
-            context = request.context.with_answer(request.stream.text)
-            hold = self.settings.speculation.hold_s
-            self._issue(context, request.session, 1.0, 0.0, hold, because="turn_finished")
-
-    def _cancel(self, handle: Prefetch) -> None:
-        def cancel() -> None:
-            if handle.job is not None:
-                result = Result(Outcome.CANCELLED, 0, "withdrawn by the caller")
-                self.worker.speculator.end(handle.job, result, self.worker.clock())
-
-        try:
-            self.worker.post(cancel)
-        except Closed:
-            return  # closing gave it its outcome
-
-    def _end_session(self, session: str) -> None:
-        worker, now = self.worker, self.worker.clock()
-        for job in [j for j in worker.speculator.jobs if j.ticket.session == session]:
-            worker.speculator.end(job, Result(Outcome.CANCELLED, 0, "the session ended"), now)
-        worker.ledger.end_session(session)
-
     def _stats(self) -> dict[str, Any]:
         pool = self.worker.pool
+        self.worker.ledger.expire_holds(self.worker.clock())
         return {
             "model": self.engine.loaded.name,
             "device": str(self.engine.pool.device),
@@ -311,7 +189,7 @@ class Local:
             },
             "prefetch": self.worker.ledger.stats(),
             "lookups": self.worker.ledger.lookup_stats(),
-            "signals": dict(self._signals),
+            "signals": self._hints.signal_counts(),
         }
 
 

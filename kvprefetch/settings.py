@@ -45,6 +45,8 @@ class SpeculationSettings:
     hold_s: float = 300.0  # how long an unused preload keeps its place
     signal_probability: float = 0.5  # prior of a context that a signal names
     max_pending: int = 1_024  # hints waiting; more are REJECTED
+    max_open: int = 16_384  # hints waiting or on hold; more are REJECTED
+    max_named: int = 1_024  # named contexts remembered
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from hashlib import sha256
 from pathlib import Path
 
-import httpx
 import pytest
 
 from kvprefetch.demo import model
@@ -21,7 +20,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def asked(*_: object, **__: object) -> None:
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(httpx, "head", asked)
+    monkeypatch.setattr(model, "ask_hub", asked)
     monkeypatch.setattr(model.subprocess, "run", asked)
     return tmp_path / model.GGUF
 

@@ -15,6 +15,15 @@ class State(Enum):
     QUARANTINED = "quarantined"  # its bytes are not to be trusted nor its page reused
 
 
+class Charge(Enum):
+    """As what a tenant pays for a page."""
+
+    USED = "used"
+    SPECULATIVE = "speculative"
+    IN_FLIGHT = "in_flight"
+    QUARANTINED = "quarantined"
+
+
 @dataclass(slots=True, eq=False)
 class Block:
     """One page's content. Only the pool that owns it changes it."""
@@ -28,9 +37,15 @@ class Block:
     parent: "Block | None" = None
     depth: int = 0  # blocks before it in its sequence
     children: dict[BlockKey, "Block"] = field(default_factory=dict)
-    siblings: dict[BlockKey, "Block"] = field(default_factory=dict)  # the table that lists it once resident
     speculative: bool = False  # no live request has used it yet
     hold_until: float = 0.0  # an unused speculative block keeps its place until then
+
+    @property
+    def charge(self) -> Charge:
+        """As what its tenant pays for it."""
+        if self.state is State.RESIDENT:
+            return Charge.SPECULATIVE if self.speculative else Charge.USED
+        return Charge(self.state.value)
 
 
 class Holder(Protocol):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvprefetch.cache.block import State
+from kvprefetch.cache.block import Charge, State
 from kvprefetch.errors import AccountingError
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def _references_match_holders(pool: "BlockPool", require: Require) -> None:
 def _tree_is_sound(pool: "BlockPool", require: Require) -> None:
     for key, block in pool.resident.items():
         require(block.key == key, f"page {block.page} is listed under another key")
-        require(block.siblings.get(key) is block, f"page {block.page} is missing among its siblings")
         if block.parent is not None:
             require(pool.resident.get(block.parent.key) is block.parent, f"page {block.page} lost its parent")
+            require(block.parent.children.get(key) is block, f"page {block.page} is missing among its siblings")
             require(not block.refs or block.parent.refs > 0, f"page {block.page} is held, its parent is not")
         require(
             all(pool.resident.get(k) is child for k, child in block.children.items()),
@@ -72,5 +72,9 @@ def _tree_is_sound(pool: "BlockPool", require: Require) -> None:
 
 
 def _charges_add_up(pool: "BlockPool", require: Require) -> None:
-    charged = sum(sum(kinds.values()) for kinds in pool.charges().values())
-    require(charged == len(pool.blocks()), f"tenants are charged {charged} pages, {len(pool.blocks())} are taken")
+    taken: dict[str, Counter[Charge]] = {}
+    for block in pool.blocks():
+        taken.setdefault(block.tenant, Counter())[block.charge] += 1
+    for tenant in {*taken, *pool.charged}:
+        paid, owed = pool.charged.get(tenant), taken.get(tenant)
+        require(paid == owed, f"tenant {tenant!r} is charged {paid}, its pages are {owed}")

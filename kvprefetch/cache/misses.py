@@ -20,12 +20,11 @@ class Lookup:
     diverged_at: int | None  # first token of the block where a known prefix took another turn
 
 
-def explain(pool: BlockPool, keys: Sequence[BlockKey], hits: int, root: BlockKey, block_tokens: int) -> Lookup:
+def explain(pool: BlockPool, keys: Sequence[BlockKey], hits: int, block_tokens: int) -> Lookup:
     """Give each of `keys[hits:]` its reason. Call before the prompt announces its own keys."""
     misses: Counter[MissReason] = Counter()
     rules: Counter[str] = Counter()
-    siblings = pool.resident[keys[hits - 1]].children if hits else {}
-    diverged = bool(siblings)
+    diverged = bool(hits and pool.resident[keys[hits - 1]].children)
     for key in keys[hits:]:
         if pool.announced.get(key):
             misses[MissReason.IN_FLIGHT] += 1

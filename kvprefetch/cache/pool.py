@@ -11,10 +11,10 @@ Promises
 - `check()` proves law 5.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from kvprefetch.cache.block import Block, Holder, State
+from kvprefetch.cache.block import Block, Charge, Holder, State
 from kvprefetch.cache.check import check_pool
 from kvprefetch.cache.evict import Demand, Policy, choose_victims, lru
 from kvprefetch.cache.keys import BlockKey
@@ -28,7 +28,6 @@ class BlockPool:
         self.pages = pages
         self.policy = policy
         self.resident: dict[BlockKey, Block] = {}
-        self.roots: dict[BlockKey, dict[BlockKey, Block]] = {}  # root → first blocks of its sequences
         self.in_flight: dict[int, Block] = {}
         self.quarantined: dict[int, Block] = {}
         self.holders: set[Holder] = set()
@@ -40,6 +39,7 @@ class BlockPool:
         self._evicted_memory = evicted_memory
         self.free = list(range(pages - 1, -1, -1))  # a stack, lowest page on top
         self.leaves: dict[int, Block] = {}  # page → unreferenced resident block without children
+        self.charged: dict[str, Counter[Charge]] = defaultdict(Counter)  # tenant → pages, kept up step by step
 
     # -- looking ---------------------------------------------------------------------------------------
     @property
@@ -58,14 +58,8 @@ class BlockPool:
         return found
 
     def charges(self) -> dict[str, Counter[str]]:
-        """Pages by tenant: "used", "speculative", "in_flight", "quarantined"."""
-        sums: dict[str, Counter[str]] = {}
-        for block in self.blocks():
-            kind = block.state.value if block.state is not State.RESIDENT else "used"
-            if block.state is State.RESIDENT and block.speculative:
-                kind = "speculative"
-            sums.setdefault(block.tenant, Counter())[kind] += 1
-        return sums
+        """Pages by tenant: "used", "speculative", "in_flight", "quarantined". O(tenants)."""
+        return {tenant: Counter({kind.value: n for kind, n in kinds.items()}) for tenant, kinds in self.charged.items()}
 
     # -- taking and giving back ------------------------------------------------------------------------
     def reserve(self, count: int, demand: Demand) -> list[Block]:
@@ -81,14 +75,18 @@ class BlockPool:
         for _ in range(count):
             block = Block(self.free.pop(), demand.tenant, State.IN_FLIGHT, demand.now, refs=1)
             self.in_flight[block.page] = block
+            self._charge(block)
             taken.append(block)
         return taken
 
-    def publish(self, block: Block, key: BlockKey, parent: Block | None, root: BlockKey) -> Block:
-        """Make a written in-flight block resident under `key`, behind `parent` (None: first after `root`).
+    def publish(
+        self, block: Block, key: BlockKey, parent: Block | None, *, speculative_until: float | None = None
+    ) -> Block:
+        """Make a written in-flight block resident under `key`, behind `parent` (None: the first of its sequence).
 
-        Returns the block to hold from now on. If another holder published the same key first, that one is
-        returned with a reference for the caller, and the duplicate's page is freed.
+        With `speculative_until` it is charged as speculation on hold until that time. Returns the block to
+        hold from now on: if another holder published the same key first, that one, with a reference for the
+        caller, and the duplicate's page is freed.
         """
         del self.in_flight[block.page]
         twin = self.resident.get(key)
@@ -96,14 +94,15 @@ class BlockPool:
             self._free_page(block)
             self.hold([twin])
             return twin
+        self._refund(block)
         block.state, block.key, block.parent = State.RESIDENT, key, parent
-        block.depth = parent.depth + 1 if parent else 0
-        block.siblings = parent.children if parent else self.roots.setdefault(root, {})
-        block.siblings[key] = block
+        block.speculative, block.hold_until = speculative_until is not None, speculative_until or 0.0
+        self._charge(block)
         self.resident[key] = block
         self.evicted.pop(key, None)
-        if parent:
-            self.leaves.pop(parent.page, None)
+        if parent is not None:
+            parent.children[key] = block
+            block.depth = parent.depth + 1
         return block
 
     def hold(self, blocks: Iterable[Block]) -> None:
@@ -127,8 +126,11 @@ class BlockPool:
         first_used = 0
         for block in blocks:
             block.last_used = max(block.last_used, now)
-            first_used += block.speculative
-            block.speculative = False
+            if block.speculative:
+                first_used += 1
+                self._refund(block)
+                block.speculative = False
+                self._charge(block)
         return first_used
 
     def extend_hold(self, blocks: Iterable[Block], until: float) -> None:
@@ -149,7 +151,9 @@ class BlockPool:
     def quarantine(self, block: Block) -> None:
         """Take an in-flight block's page out of use: its bytes may still be written by somebody."""
         del self.in_flight[block.page]
+        self._refund(block)
         block.state = State.QUARANTINED
+        self._charge(block)
         self.quarantined[block.page] = block
 
     def readmit(self, block: Block) -> None:
@@ -175,7 +179,19 @@ class BlockPool:
 
     # -- within ----------------------------------------------------------------------------------------
     def _free_page(self, block: Block) -> None:
+        self._refund(block)
         self.free.append(block.page)
+
+    def _charge(self, block: Block) -> None:
+        self.charged[block.tenant][block.charge] += 1
+
+    def _refund(self, block: Block) -> None:
+        kinds = self.charged[block.tenant]
+        kinds[block.charge] -= 1
+        if not kinds[block.charge]:
+            del kinds[block.charge]
+        if not kinds:
+            del self.charged[block.tenant]
 
     def _note_leaf(self, block: Block) -> None:
         if block.state is State.RESIDENT and not block.refs and not block.children:
@@ -184,8 +200,8 @@ class BlockPool:
     def _unlink(self, block: Block) -> None:
         del self.resident[block.key]
         self.leaves.pop(block.page, None)
-        del block.siblings[block.key]
         if block.parent is not None:
+            del block.parent.children[block.key]
             self._note_leaf(block.parent)
 
     def _remember(self, key: BlockKey, rule: str) -> None:

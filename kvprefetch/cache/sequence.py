@@ -113,12 +113,10 @@ class PagedSequence:
             at, key = self.shared, self.keys[self.shared]
             parent = self.blocks[at - 1] if at else None
             mine = self.blocks[at]
-            block = self.pool.publish(mine, key, parent, self.owner.root)
+            block = self.pool.publish(mine, key, parent, speculative_until=speculative_until)
             self.blocks[at] = block
             if block is mine:
                 published.append(block)
-                block.speculative = speculative_until is not None
-                block.hold_until = speculative_until or 0.0
             self._withdraw(at)
             self.shared += 1
         return published

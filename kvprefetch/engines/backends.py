@@ -55,10 +55,8 @@ def varlen(
     shape: Shape,
 ) -> torch.Tensor:
     """All rows in one kernel call, straight from the pages where the kernel takes them."""
-    zero = batch.kv_len.new_zeros(1)
-    cu_kv = torch.cat([zero, batch.kv_len.cumsum(0, dtype=torch.int32)])
     paged = k_pages.shape[1] % PAGE_MULTIPLE == 0
-    packed = Packed(batch.cu_q, cu_kv, batch.kv_len, batch.table if paged else None, batch.max_q, batch.max_kv)
+    packed = Packed(batch.cu_q, batch.cu_kv, batch.kv_len, batch.table if paged else None, batch.max_q, batch.max_kv)
     if paged:
         return kernel(q, k_pages, v_pages, packed, shape)
     page, slot = batch.kv_slots()

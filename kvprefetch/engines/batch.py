@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
@@ -37,7 +38,8 @@ class PagedBatch:
     """The tensors that attention needs, built once per forward and used by every layer.
 
     Shapes for T packed tokens in N rows: `slot_page`, `slot_offset`, `source` int64 `[writes]` (token
-    `source[i]` is written to that slot); `cu_q` int32 `[N+1]`; `kv_len` int32 `[N]`; `table` int32 `[N, most]`.
+    `source[i]` is written to that slot); `cu_q`, `cu_kv` int32 `[N+1]`; `kv_len` int32 `[N]`; `table`
+    int32 `[N, most]`.
     """
 
     pool: DevicePool
@@ -47,6 +49,7 @@ class PagedBatch:
     slot_page: torch.Tensor
     slot_offset: torch.Tensor
     cu_q: torch.Tensor
+    cu_kv: torch.Tensor
     kv_len: torch.Tensor
     table: torch.Tensor
     max_q: int
@@ -92,6 +95,7 @@ def build_batch(pool: DevicePool, rows: list[Row], abandon: Callable[[], bool]) 
         slot_page=tensor(slot_page, torch.int64),
         slot_offset=tensor(slot_offset, torch.int64),
         cu_q=tensor(cu_q, torch.int32),
+        cu_kv=tensor([0, *accumulate(row.end for row in rows)], torch.int32),
         kv_len=tensor([row.end for row in rows], torch.int32),
         table=tensor(padded, torch.int32),
         max_q=max(len(row.tokens) for row in rows),

@@ -67,18 +67,19 @@ def _locate(source: str) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": str(path)}
     if is_gguf or source.startswith((".", "~", "/", "\\")) or not 0 < len(path.parts) <= 2:
         raise UnknownModel(f"{source}: there is no such {'file' if is_gguf else 'folder'}")
-    return {"pretrained_model_name_or_path": source, "local_files_only": not _hub_answers()}
+    # asked first, because the library would try for half a minute before it gives up
+    return {"pretrained_model_name_or_path": source, "local_files_only": ask_hub() is None}
 
 
-def _hub_answers() -> bool:
-    """Whether the hub is worth asking: the library itself would try for half a minute before it gives up."""
+def ask_hub(path: str = "") -> int | None:
+    """The hub's HTTP status for `path`; None if it is out of reach, 0 if only its certificate is unknown here."""
     try:
-        urlopen(Request(ENDPOINT, method="HEAD"), timeout=_HUB_PATIENCE_S).close()
-    except HTTPError:
-        return True
-    except OSError as error:  # a certificate that only the library's client knows is an answer too
-        return isinstance(getattr(error, "reason", None), ssl.SSLError)
-    return True
+        with urlopen(Request(f"{ENDPOINT}/{path}", method="HEAD"), timeout=_HUB_PATIENCE_S) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+    except OSError as error:  # the library's client brings certificates of its own
+        return 0 if isinstance(getattr(error, "reason", None), ssl.SSLError) else None
 
 
 def prepare(model: Any, tokenizer: Any, name: str) -> LoadedModel:

@@ -81,9 +81,9 @@ class Renderer:
         return text
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        # tokenised with the template's text alone: adding special tokens would double the first one
-        rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return rows
+        # The template's text alone: adding special tokens would double the first one. One text at a time:
+        # a batch would take every core of the machine from whoever is being served.
+        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def _check(messages: Messages) -> None:

@@ -51,6 +51,7 @@ class Ledger:
     lookups: int = 0
     looked_up: Counter[str] = field(default_factory=Counter)  # blocks: "total", "hits", and by miss reason
     evicted_by: Counter[str] = field(default_factory=Counter)  # missed blocks, by the rule that evicted them
+    _closed: int = 0  # of the issued: those with nothing to come
     _numbers: Any = field(default_factory=count)
     _waiting: dict[BlockKey, list[Ticket]] = field(default_factory=dict)  # by the context's last key
     _resident: dict[BlockKey, list[Ticket]] = field(default_factory=dict)  # by every unspent key
@@ -86,15 +87,21 @@ class Ledger:
         if ticket.keys:
             _drop(self._waiting, ticket.keys[-1], ticket)
         if not result.outcome.is_resident:
+            self._closed += 1
             return
         if ticket.overtaken:
             self._use(ticket, Use.LATE)
             return
-        first = resident - 1 if result.outcome is Outcome.ALREADY_WARM else ticket.found
+        # where nothing was added, only a request for all of it is taken for a use
+        first = min(ticket.found, resident - 1) if result.outcome is not Outcome.ALREADY_WARM else resident - 1
         ticket.unspent = set(ticket.keys[max(first, 0) : resident])
+        if not ticket.unspent:  # less than a block: there is nothing that could be used
+            self._use(ticket, Use.UNUSED)
+            return
         for key in ticket.unspent:
             self._resident.setdefault(key, []).append(ticket)
         heapq.heappush(self._holds, (now + ticket.hold_s, ticket.number, ticket))
+        self._forget_the_used()
 
     def note_lookup(self, keys: Sequence[BlockKey], lookup: Lookup, block_tokens: int) -> None:
         """A live request for `keys` was served; `lookup` says what it found."""
@@ -132,6 +139,11 @@ class Ledger:
             if ticket.session == session:
                 self._use(ticket, Use.UNUSED)
 
+    @property
+    def open(self) -> int:
+        """Prefetches that wait for their outcome or their use."""
+        return self.issued - self._closed
+
     def stats(self) -> dict[str, Any]:
         """Counts since the start; `outcomes` and `uses` sum to `issued` with what is still open."""
         resident = sum(n for outcome, n in self.outcomes.items() if outcome.is_resident)
@@ -164,9 +176,16 @@ class Ledger:
             return
         ticket.use = use
         self.uses[use] += 1
+        self._closed += 1
         for key in ticket.unspent:
             _drop(self._resident, key, ticket)
         ticket.unspent = set()
+
+    def _forget_the_used(self) -> None:
+        """Long holds of tickets that were used meanwhile must not pile up."""
+        if len(self._holds) > 2 * self.open + 64:
+            self._holds = [entry for entry in self._holds if entry[2].use is None]
+            heapq.heapify(self._holds)
 
 
 def _drop(table: dict[BlockKey, list[Ticket]], key: BlockKey, ticket: Ticket) -> None:

@@ -28,6 +28,6 @@ def choose(candidates: Iterable[T], now: float) -> T | None:
     )
 
 
-def has_expired(ticket: Ticket, now: float) -> bool:
-    """Whether nobody can be expected to want this preload any more."""
-    return now > ticket.expected_at + ticket.hold_s
+def expires_at(ticket: Ticket) -> float:
+    """When nobody can be expected to want this preload any more."""
+    return ticket.expected_at + ticket.hold_s

@@ -39,11 +39,11 @@ class DevicePool:
         if pages < 1:
             raise PoolTooSmall(f"one page takes {shape.bytes} bytes; the pool's size gives room for none")
         self.shape, self.pages, self.device = shape, pages, device
-        self.tensor = torch.empty(
-            (pages, shape.layers, 2, shape.block_tokens, shape.kv_heads, shape.head_dim),
-            dtype=shape.dtype,
-            device=device,
-        )
+        size = (pages, shape.layers, 2, shape.block_tokens, shape.kv_heads, shape.head_dim)
+        try:
+            self.tensor = torch.empty(size, dtype=shape.dtype, device=device)
+        except RuntimeError as error:
+            raise SettingsError(f"pool.size: {pages * shape.bytes} bytes cannot be had on {device}") from error
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of one layer's keys and values, each `[pages, block, kv_heads, head_dim]`."""

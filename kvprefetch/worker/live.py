@@ -53,11 +53,11 @@ class LiveQueue:
 
     def fail_all(self, error: BaseException) -> None:
         """The engine broke: end every request with `error`; pages that it may still write are quarantined."""
-        doubtful = [block for request in self.active for block in request.sequence.close(quarantine=True)]
-        for request in (*self.active, *self.waiting):
+        failed, self.active = self.active, []
+        for request in (*failed, *self.waiting):  # first, so that nobody waits for ever whatever follows
             request.stream.put_end(error)
-        self.active.clear()
         self.waiting.clear()
+        doubtful = [block for request in failed for block in request.sequence.close(quarantine=True)]
         if doubtful:
             self.engine.synchronize()
         for block in doubtful:
@@ -84,7 +84,7 @@ class LiveQueue:
     def _open(self, request: LiveRequest, now: float) -> None:
         sequence, block = request.sequence, self.engine.block_tokens
         hits = len(self.pool.match(sequence.keys))
-        lookup = explain(self.pool, sequence.keys, hits, sequence.owner.root, block)
+        lookup = explain(self.pool, sequence.keys, hits, block)
         capacity = len(request.prompt) + request.max_new - 1  # the last sampled token needs no KV
         sequence.open(capacity, Demand(request.tenant, speculative=False, now=now))
         self.ledger.note_lookup(sequence.keys, lookup, block)
@@ -128,6 +128,7 @@ class LiveQueue:
 
     def _finish(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
         (self.active if request in self.active else self.waiting).remove(request)
+        self._count_use(request, now)
         self.pool.touch(request.sequence.blocks[: request.sequence.shared], now)
         request.sequence.close()
         request.timing.finished = now

@@ -11,8 +11,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from kvprefetch.cache.block import Block
@@ -43,8 +43,8 @@ class Worker:
         self.ledger = Ledger()
         self.renderer = Renderer(engine.loaded.tokenizer)
         self.live = LiveQueue(engine, self.pool, self.ledger, finished)
-        spec = settings.speculation
-        self.speculator = Speculator(engine, self.renderer, self.pool, self.ledger, spec.step_s, spec.max_pending)
+        self.speculator = Speculator(engine, self.renderer, self.pool, self.ledger, settings.speculation, self._aside)
+        self._helper = ThreadPoolExecutor(1, "kvprefetch-render")
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._announced = 0  # live requests on their way
@@ -69,7 +69,8 @@ class Worker:
         """Hand over a live request. Raises Closed."""
 
         def arrive() -> None:
-            self._announced -= 1
+            with self._wake:
+                self._announced -= 1
             self.live.waiting.append(request)
 
         with self._wake:
@@ -86,8 +87,6 @@ class Worker:
 
         After `close` it runs here.
         """
-        if not self._thread.is_alive():
-            return action()  # nobody else touches the loop's data any more
         future: Future[T] = Future()
 
         def run() -> None:
@@ -96,7 +95,11 @@ class Worker:
             except BaseException as error:  # noqa: BLE001 - it is the caller's, and raised there
                 future.set_exception(error)
 
-        self.post(run)
+        try:
+            self.post(run)
+        except Closed:
+            self._thread.join()
+            return action()  # nobody else touches the loop's data any more
         return future.result()
 
     def close(self) -> None:
@@ -130,19 +133,29 @@ class Worker:
                 self._wake.wait()
             if self._closing:
                 return False
-            actions, self._inbox = self._inbox, deque()
-        self._run_all(actions)
+        self._run_posted()
         return True
 
-    def _run_all(self, actions: deque[Callable[[], None]]) -> None:
-        for action in actions:
-            action()
+    def _run_posted(self) -> None:
+        for _ in range(len(self._inbox)):  # what comes meanwhile waits for the next round
+            self._inbox.popleft()()
 
     def _may_speculate(self) -> bool:
-        return bool(self.speculator.jobs) and not self._announced
+        return not self._announced and self.speculator.has_work()
+
+    def _aside(self, work: Callable[[], list[int]], done: Callable[[Future[list[int]]], None]) -> None:
+        """Run `work` on the helper thread, then `done` on the loop's; neither, once closing."""
+
+        def post(future: Future[list[int]]) -> None:
+            with suppress(Closed):
+                self.post(lambda: done(future))
+
+        self._helper.submit(work).add_done_callback(post)
 
     def _step(self) -> None:
-        self.ledger.expire_holds(self.clock())
+        now = self.clock()
+        self.ledger.expire_holds(now)
+        self.speculator.expire(now)
         try:
             if self.live:
                 self.live.step(self.clock, self._is_closing)
@@ -169,8 +182,12 @@ class Worker:
     def _shut_down(self, error: Exception) -> None:
         with self._wake:
             self._closing = True
-            actions, self._inbox = self._inbox, deque()
-        self._run_all(actions)
+        self._helper.shutdown(wait=False, cancel_futures=True)
+        while self._inbox:  # what was posted still happens, so that nobody waits for ever
+            try:
+                self._run_posted()
+            except Exception:  # the thread's outermost line, once more
+                log.exception("a posted action broke while closing")
         self.live.fail_all(error)
         for job in list(self.speculator.jobs):
             self.speculator.end(job, Result(Outcome.CANCELLED, 0, "the worker was closed"), self.clock())

@@ -7,7 +7,9 @@ at most the step under way.
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
 
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey, block_keys
@@ -20,11 +22,15 @@ from kvprefetch.engines.render import Renderer
 from kvprefetch.errors import InvalidRequest, PoolError
 from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.ledger import Ledger
-from kvprefetch.plan.preload import Candidate, choose, has_expired
+from kvprefetch.plan.preload import Candidate, choose, expires_at
 from kvprefetch.plan.slices import slice_end, speculative_chunk
+from kvprefetch.settings import SpeculationSettings
 
 log = logging.getLogger(__name__)
 Resolved = Callable[[Result], None]
+Tokens = list[int]
+Aside = Callable[[Callable[[], Tokens], Callable[["Future[Tokens]"], None]], None]
+"""`(work, done)`: run `work` off the loop's thread, then `done` with its future on it."""
 
 
 @dataclass(eq=False)
@@ -35,7 +41,7 @@ class Job(Candidate):
     owner: Owner
     resolved: Resolved
     is_next_turn: bool = False
-    tokens: list[int] | None = None
+    tokens: Tokens | None = None
     keys: list[BlockKey] = field(default_factory=list)
     has_computed: bool = False  # some of its blocks were computed for it, not found
 
@@ -49,14 +55,16 @@ class Speculator:
         renderer: Renderer,
         pool: BlockPool,
         ledger: Ledger,
-        step_s: float,
-        max_pending: int,
+        settings: SpeculationSettings,
+        aside: Aside,
     ) -> None:
         self.engine, self.renderer, self.pool, self.ledger = engine, renderer, pool, ledger
+        self.settings, self.aside = settings, aside
         self.jobs: list[Job] = []
-        self.max_pending = max_pending
         # On a CPU a forward stops at the next layer; on a GPU its kernels are queued and run on.
-        self.step_s = None if engine.pool.device.type == "cpu" else step_s
+        self.step_s = None if engine.pool.device.type == "cpu" else settings.step_s
+        self._is_rendering = False
+        self._next_expiry = inf
         self.tokens_per_s: float | None = None
 
     def add(self, job: Job, now: float) -> None:
@@ -65,8 +73,11 @@ class Speculator:
             for old in [j for j in self.jobs if j.is_next_turn and j.ticket.session == job.ticket.session]:
                 self.end(old, Result(Outcome.CANCELLED, 0, "a newer turn took its place"), now)
         self.jobs.append(job)
-        if len(self.jobs) > self.max_pending:
-            self.end(job, Result(Outcome.REJECTED, 0, f"{self.max_pending} preloads are waiting already"), now)
+        self._next_expiry = min(self._next_expiry, expires_at(job.ticket))
+        if len(self.jobs) > self.settings.max_pending:
+            self.end(job, Result(Outcome.REJECTED, 0, f"{self.settings.max_pending} preloads wait already"), now)
+        elif self.ledger.open > self.settings.max_open:
+            self.end(job, Result(Outcome.REJECTED, 0, f"{self.settings.max_open} preloads are open already"), now)
 
     def end(self, job: Job, result: Result, now: float) -> None:
         """Resolve and forget a job; a job that is gone is left alone."""
@@ -76,26 +87,57 @@ class Speculator:
         self.ledger.resolve(job.ticket, result, now, result.tokens // self.engine.block_tokens)
         job.resolved(result)
 
+    def expire(self, now: float) -> None:
+        """End the jobs whose time has passed, busy or not."""
+        if now <= self._next_expiry:
+            return
+        for job in [j for j in self.jobs if expires_at(j.ticket) < now]:
+            self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), "its time has passed"), now)
+        self._next_expiry = min((expires_at(job.ticket) for job in self.jobs), default=inf)
+
+    def has_work(self) -> bool:
+        """Whether `step` would do something."""
+        return any(self._is_ready(job) for job in self.jobs)
+
     def step(self, clock: Callable[[], float], abandon: Callable[[], bool]) -> bool:
         """Do one bounded piece of work; False if there is none. Raises what the engine raises."""
         now = clock()
-        for job in [j for j in self.jobs if has_expired(j.ticket, now)]:
-            self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), "its time has passed"), now)
-        chosen = choose(self.jobs, now)
+        chosen = choose((job for job in self.jobs if self._is_ready(job)), now)
         if chosen is None:
             return False
         if chosen.tokens is None:
-            self._render(chosen, now)
+            self._render(chosen, clock)
             return True
         self._compute(chosen, clock, abandon)
         self.ledger.seconds += clock() - now
         return True
 
     # -- within ----------------------------------------------------------------------------------------
-    def _render(self, job: Job, now: float) -> None:
+    def _is_ready(self, job: Job) -> bool:
+        """Messages are rendered one context at a time, elsewhere: a long text takes a second."""
+        return job.tokens is not None or bool(job.context.token_ids) or not self._is_rendering
+
+    def _render(self, job: Job, clock: Callable[[], float]) -> None:
+        if job.context.token_ids:
+            self._take(job, list(job.context.token_ids), clock())
+            return
+
+        def done(rendered: "Future[Tokens]") -> None:
+            self._is_rendering = False
+            try:
+                tokens = rendered.result()
+            except InvalidRequest as error:
+                self.end(job, Result(Outcome.FAILED, 0, str(error)), clock())
+                return
+            if job in self.jobs:  # nobody withdrew it meanwhile
+                self._take(job, tokens, clock())
+
+        self._is_rendering = True
+        self.aside(lambda: self.renderer.prefix(job.context), done)
+
+    def _take(self, job: Job, tokens: Tokens, now: float) -> None:
         block = self.engine.block_tokens
         try:
-            tokens = self.renderer.prefix(job.context)
             self.engine.validate(tokens)
         except InvalidRequest as error:
             self.end(job, Result(Outcome.FAILED, 0, str(error)), now)

@@ -65,9 +65,9 @@ def test_matching_takes_no_reference() -> None:
 def test_of_twins_the_first_published_stays_and_the_duplicate_page_is_freed() -> None:
     pool = BlockPool(4)
     first, second = pool.reserve(2, live())
-    key, root = keys_of("aaaa")[0], owner("ann").root
-    kept = pool.publish(first, key, None, root)
-    given_back = pool.publish(second, key, None, root)
+    key = keys_of("aaaa")[0]
+    kept = pool.publish(first, key, None)
+    given_back = pool.publish(second, key, None)
     assert kept is first
     assert given_back is first
     assert first.refs == 2

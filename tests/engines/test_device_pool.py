@@ -80,3 +80,9 @@ def test_views_of_a_layer_alias_the_tensor() -> None:
         assert (pool.tensor[3, layer, 0, 1] == layer + 1).all()
         assert (pool.tensor[2, layer, 1, 0] == -layer - 1).all()
     assert int(pool.tensor.count_nonzero()) == 2 * SHAPE.layers * 2 * 8
+
+
+def test_a_pool_larger_than_the_machine_is_a_wrong_setting() -> None:
+    shape = PageShape(layers=2, kv_heads=2, head_dim=16, block_tokens=16, dtype=torch.float32)
+    with pytest.raises(SettingsError, match=r"pool\.size"):
+        DevicePool(shape, 2**50, torch.device("cpu"))

@@ -213,13 +213,31 @@ def test_a_second_outcome_is_ignored() -> None:
     assert ticket.use is Use.USED
 
 
-def test_a_context_shorter_than_a_block_is_warm_already_and_unused_in_the_end() -> None:
+def test_a_context_shorter_than_a_block_is_warm_already_and_of_no_use() -> None:
     ledger = Ledger()
     ticket = already_warm(ledger, [])
-    request(ledger, [], hits=0)
-    assert ticket.use is None
-    ledger.expire_holds(HOLD)
     assert ticket.use is Use.UNUSED
+    assert ledger.open == 0
+
+
+def test_a_clipped_preload_that_added_nothing_is_used_by_the_whole_of_what_was_there() -> None:
+    ledger = Ledger()
+    ticket = issue(ledger)
+    ledger.start(ticket, ABCD, 2)
+    ledger.resolve(ticket, Result(Outcome.CLIPPED, 8), 0.0, 2)
+    request(ledger, ABCD, hits=1)
+    assert ticket.use is None
+    request(ledger, ABCD, hits=2)
+    assert (ticket.use, ticket.used_tokens) == (Use.USED, 8)
+
+
+def test_long_holds_of_used_preloads_do_not_pile_up() -> None:
+    ledger = Ledger()
+    for _ in range(1_000):
+        warm(ledger)
+        request(ledger, ABCD, hits=4)
+    assert ledger.open == 0
+    assert len(ledger._holds) < 100
 
 
 def test_what_is_open_is_told_as_pending() -> None:

@@ -129,7 +129,7 @@ def test_every_token_computed_ahead_is_used_or_waits_or_went_to_waste(story: lis
         ticket = issue(ledger, float(now), hold_s=3.0)
         keys = block_keys(owner.root, tokens, BLOCK)
         hits = len(pool.match(keys))
-        lookup = explain(pool, keys, hits, owner.root, BLOCK)
+        lookup = explain(pool, keys, hits, BLOCK)
         sequence = PagedSequence(pool, owner, tokens, BLOCK)
         try:
             sequence.open(len(tokens), Demand("ann", verb == "preload", float(now)))

@@ -1,7 +1,7 @@
 import pytest
 
 from kvprefetch.plan.ledger import Ledger
-from kvprefetch.plan.preload import Candidate, choose, has_expired
+from kvprefetch.plan.preload import Candidate, choose, expires_at
 
 
 def candidate(ledger: Ledger, probability: float, expected_in_s: float = 5.0) -> Candidate:
@@ -46,7 +46,7 @@ def test_among_equals_the_newest_hint_goes_first() -> None:
 @pytest.mark.parametrize(("now", "expired"), [(100.0, False), (105.0, False), (165.0, False), (165.1, True)])
 def test_a_preload_expires_when_its_hold_would_be_over(now: float, expired: bool) -> None:
     """Expected at 105 and worth holding for 60 s after that."""
-    assert has_expired(candidate(Ledger(), 0.5).ticket, now) is expired
+    assert (expires_at(candidate(Ledger(), 0.5).ticket) < now) is expired
 
 
 def test_once_they_are_due_the_newest_hint_goes_first() -> None:

@@ -15,6 +15,7 @@ from kvprefetch.errors import Closed, InvalidRequest, PoolTooSmall, UnknownModel
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Outcome, Use
 from kvprefetch.settings import EngineSettings, Settings
+from kvprefetch.worker.hints import Prefetch
 from kvprefetch.worker.request import FinishReason
 
 Open = Callable[..., TransformersEngine]
@@ -249,3 +250,103 @@ def test_a_model_that_is_not_there_is_named(tmp_path: object) -> None:
     settings = replace(Settings(), engine=EngineSettings(device="cpu"))
     with pytest.raises(UnknownModel, match="nowhere"):
         kvprefetch.local(f"{tmp_path}/nowhere", settings=settings)
+
+
+def test_a_long_text_is_rendered_beside_live_requests_not_before_them(
+    open_tiny: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local(open_tiny()) as kv:
+        may_end, render = threading.Event(), kv.worker.renderer.prefix
+
+        def slow(context: kvprefetch.Context) -> list[int]:
+            assert may_end.wait(60)
+            return render(context)
+
+        monkeypatch.setattr(kv.worker.renderer, "prefix", slow)
+        hint = kv.prefetch(kv.context(HANDBOOK))
+        other = kv.prefetch(kv.context(token_ids=text(1, 64)))
+        assert other.wait(60).outcome is Outcome.WARM, "what needs no rendering is not kept waiting either"
+        assert kv.generate([QUESTION], max_tokens=2, ignore_eos=True).result().tokens
+        may_end.set()
+        assert hint.wait(60).outcome is Outcome.WARM
+
+
+def test_a_hint_withdrawn_while_it_is_rendered_stays_withdrawn(
+    open_tiny: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local(open_tiny()) as kv:
+        begun, may_end, render = threading.Event(), threading.Event(), kv.worker.renderer.prefix
+
+        def slow(context: kvprefetch.Context) -> list[int]:
+            begun.set()
+            assert may_end.wait(60)
+            return render(context)
+
+        monkeypatch.setattr(kv.worker.renderer, "prefix", slow)
+        hint = kv.prefetch(kv.context(HANDBOOK))
+        assert begun.wait(60)
+        hint.cancel()
+        assert hint.wait(60).outcome is Outcome.CANCELLED
+        may_end.set()
+        monkeypatch.undo()
+        assert kv.prefetch(kv.context(HANDBOOK)).wait(60).outcome is Outcome.WARM
+
+
+def test_a_broken_loop_keeps_nobody_waiting(open_tiny: Open) -> None:
+    kv = Local(open_tiny(pages=256), Settings())
+    stream = kv.generate(token_ids=text(1, 500), max_tokens=1_500, ignore_eos=True)
+    hint = kv.prefetch(kv.context(token_ids=text(2, 64)))
+
+    def break_down() -> None:
+        kv.worker.post(lambda: None)
+        late.append(kv.prefetch(kv.context(token_ids=text(3, 64))))
+        raise ValueError("a defect")
+
+    late: list[Prefetch] = []
+    kv.worker.post(break_down)
+    with pytest.raises(WorkerFailed, match="a defect"):
+        stream.result()
+    assert hint.wait(60).outcome is Outcome.CANCELLED
+    assert late[0].wait(60).outcome is Outcome.CANCELLED
+    with pytest.raises(Closed):
+        kv.generate(token_ids=[1, 2])
+    kv.check()
+    kv.close()
+
+
+def test_only_the_names_used_last_are_remembered(open_tiny: Open) -> None:
+    with local(open_tiny(), max_named=2) as kv:
+        for name in ("one", "two"):
+            kv.context(HANDBOOK, name=name)
+        kv.context(name="one")
+        kv.context(HANDBOOK, name="three")
+        assert kv.context(name="one").messages
+        with pytest.raises(InvalidRequest, match="two"):
+            kv.context(name="two")
+
+
+def test_signal_kinds_without_end_are_counted_together(open_tiny: Open) -> None:
+    with local(open_tiny()) as kv:
+        for number in range(100):
+            kv.signal(f"kind {number}", session="u")
+        counts = kv.stats()["signals"]
+        assert counts["other"] == 36
+        assert sum(counts.values()) == 100
+
+
+def test_too_many_open_preloads_are_rejected_until_some_are_used(open_tiny: Open) -> None:
+    with local(open_tiny(), max_open=2) as kv:
+        outcomes = [kv.prefetch(kv.context(token_ids=text(n, 32))).wait(60).outcome for n in (1, 2, 3)]
+        assert outcomes == [Outcome.WARM, Outcome.WARM, Outcome.REJECTED]
+        kv.generate(token_ids=text(1, 40), max_tokens=1, ignore_eos=True).result()
+        assert kv.prefetch(kv.context(token_ids=text(3, 32))).wait(60).outcome is Outcome.WARM
+
+
+def test_a_hint_expires_on_time_while_live_requests_keep_the_worker_busy(open_tiny: Open) -> None:
+    with local(open_tiny(pages=128)) as kv:
+        busy = kv.generate(token_ids=text(1, 20), max_tokens=1_500, ignore_eos=True)
+        next(iter(busy))
+        hint = kv.prefetch(kv.context(token_ids=text(2, 64)), hold_s=0.05)
+        assert hint.wait(60).outcome is Outcome.EXPIRED
+        assert busy.finish_reason is None
+        busy.cancel()

@@ -1,6 +1,7 @@
 """Workers over the tiny model, live ones and single-stepped ones, for the stories of this folder."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
 from kvprefetch.engines.sampling import Sampler
 from kvprefetch.engines.text import TextStream
+from kvprefetch.errors import InvalidRequest
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Result
 from kvprefetch.plan.ledger import Ledger
@@ -37,6 +39,16 @@ def text(start: int, tokens: int) -> list[int]:
     return [3 + (start * 131 + i * 37 + i * i) % 450 for i in range(tokens)]
 
 
+def at_once(work: Callable[[], list[int]], done: Callable[[Future[list[int]]], None]) -> None:
+    """What the worker does on its helper thread, done here and now."""
+    future: Future[list[int]] = Future()
+    try:
+        future.set_result(work())
+    except InvalidRequest as error:
+        future.set_exception(error)
+    done(future)
+
+
 class Bench:
     """A live queue and a speculator on one pool, stepped by hand on a fake clock."""
 
@@ -46,7 +58,8 @@ class Bench:
         self.pool.on_evict = lambda block, rule: self.ledger.note_evicted(block.key)
         self.live = LiveQueue(engine, self.pool, self.ledger, lambda request: None)
         renderer = Renderer(engine.loaded.tokenizer)
-        self.speculator = Speculator(engine, renderer, self.pool, self.ledger, step_s=0.02, max_pending=8)
+        settings = SpeculationSettings(max_pending=8)
+        self.speculator = Speculator(engine, renderer, self.pool, self.ledger, settings, at_once)
         self.results: list[Result] = []
 
     def clock(self) -> float:
@@ -98,6 +111,7 @@ class Bench:
 
     def speculate(self, abandon: Callable[[], bool] = lambda: False) -> bool:
         """One speculative step."""
+        self.speculator.expire(self.now)
         worked = self.speculator.step(self.clock, abandon)
         self.pool.check()
         return worked

@@ -1,0 +1,182 @@
+"""Hints and signals: what callers say may come, turned into preloads on the worker's thread."""
+
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+
+from kvprefetch.cache.sequence import Owner
+from kvprefetch.contexts import Context
+from kvprefetch.errors import Closed, InvalidRequest
+from kvprefetch.outcomes import Outcome, Result, Use
+from kvprefetch.settings import SpeculationSettings
+from kvprefetch.worker.loop import Worker
+from kvprefetch.worker.request import FinishReason, LiveRequest
+from kvprefetch.worker.speculation import Job
+
+_KINDS = 64  # of signals, counted apart; callers choose the words, so there must be an end
+
+
+class Prefetch:
+    """A hint that was given. It lives on whether or not anybody waits for it."""
+
+    def __init__(self, cancel: Callable[["Prefetch"], None]) -> None:
+        self.job: Job | None = None  # set on the worker's thread
+        self._cancel = cancel
+        self._done = threading.Event()
+        self._result: Result | None = None
+
+    def wait(self, timeout_s: float | None = None) -> Result:
+        """Its outcome. Raises TimeoutError if there is none within `timeout_s`."""
+        if not self._done.wait(timeout_s):
+            raise TimeoutError(f"the prefetch has no outcome after {timeout_s} s; it lives on")
+        assert self._result is not None
+        return self._result
+
+    def cancel(self) -> None:
+        """Withdraw it; the outcome is CANCELLED unless it has one. Calling it again does nothing."""
+        self._cancel(self)
+
+    @property
+    def use(self) -> Use | None:
+        """What it was good for; None while open."""
+        return self.job.ticket.use if self.job else None
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens that the request which used it found resident."""
+        return self.job.ticket.used_tokens if self.job else 0
+
+    def resolve(self, result: Result) -> None:
+        """Called once, by the worker."""
+        self._result = result
+        self._done.set()
+
+
+class Hints:
+    """The way in for hints and signals of one owner. Thread-safe; nothing here blocks."""
+
+    def __init__(self, worker: Worker, settings: SpeculationSettings, owner: Owner) -> None:
+        self.worker, self.settings, self.owner = worker, settings, owner
+        self._signals: Counter[str] = Counter()
+        self._unread = 0
+        self._named: OrderedDict[str, Context] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def remember(self, name: str, context: Context) -> None:
+        """Give `context` a name; the names used last are kept, `max_named` of them."""
+        with self._lock:
+            self._named[name] = context
+            self._named.move_to_end(name)
+            if len(self._named) > self.settings.max_named:
+                self._named.popitem(last=False)
+
+    def recall(self, name: str) -> Context:
+        """The context of that name. Raises InvalidRequest."""
+        with self._lock:
+            if name not in self._named:
+                raise InvalidRequest(f"no context is known by the name {name!r}")
+            self._named.move_to_end(name)
+            return self._named[name]
+
+    def prefetch(
+        self, context: Context, session: str, probability: float, expected_in_s: float, hold_s: float | None
+    ) -> Prefetch:
+        """See `Local.prefetch`."""
+        hold = self.settings.hold_s if hold_s is None else hold_s
+        if not 0 <= probability <= 1:
+            raise InvalidRequest(f"a probability is from 0 to 1, not {probability}")
+        if not (0 <= hold < float("inf") and 0 <= expected_in_s < float("inf")):
+            raise InvalidRequest("hold_s and expected_in_s are finite seconds, 0 or more")
+        handle = Prefetch(self._cancel)
+
+        def start() -> None:
+            handle.job = self._issue(context, session, probability, expected_in_s, hold, "hint", handle.resolve)
+
+        self.worker.post(start)
+        return handle
+
+    def signal(self, kind: str, session: str, contexts: Sequence[Context], at: float | None) -> None:
+        """See `Local.signal`."""
+        spec = self.settings
+        with self._lock:
+            if self._unread >= spec.max_pending:
+                self._signals["dropped"] += 1
+                return
+            if at is not None and time.time() - at > spec.hold_s:
+                self._signals["stale"] += 1
+                return
+            self._unread += 1
+
+        def read() -> None:
+            self._count(kind)
+            if kind == "session_ended":
+                self._end_session(session)
+            for context in contexts:
+                self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=kind)
+
+        self.worker.post(read)
+
+    def signal_counts(self) -> dict[str, int]:
+        """Signals read by kind, "stale" and "dropped" ones; kinds beyond the first 64 together as "other"."""
+        with self._lock:
+            return dict(self._signals)
+
+    def foresee_next_turn(self, request: LiveRequest) -> None:
+        """The pause rule: what was said so far is what the session's next request starts with."""
+        if request.context is None or request.stream.finish_reason is FinishReason.CANCELLED:
+            return
+        if self.settings.enabled:
+            context = request.context.with_answer(request.stream.text)
+            self._issue(context, request.session, 1.0, 0.0, self.settings.hold_s, because="turn_finished")
+
+    # -- on the worker's thread ------------------------------------------------------------------------
+    def _issue(
+        self,
+        context: Context,
+        session: str,
+        probability: float,
+        expected_in_s: float,
+        hold_s: float,
+        because: str,
+        resolved: Callable[[Result], None] = lambda result: None,
+    ) -> Job:
+        """Open a ticket and queue its job."""
+        worker, now = self.worker, self.worker.clock()
+        ticket = worker.ledger.issue(
+            now,
+            tenant=self.owner.tenant,
+            session=session,
+            probability=probability,
+            expected_in_s=expected_in_s,
+            hold_s=hold_s,
+            because=because,
+        )
+        job = Job(ticket, context, self.owner, resolved, is_next_turn=because == "turn_finished")
+        worker.speculator.add(job, now)
+        if not self.settings.enabled:
+            worker.speculator.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)
+        return job
+
+    def _count(self, kind: str) -> None:
+        with self._lock:
+            self._unread -= 1
+            known = kind in self._signals or len(self._signals) < _KINDS
+            self._signals[kind if known else "other"] += 1
+
+    def _end_session(self, session: str) -> None:
+        worker, now = self.worker, self.worker.clock()
+        for job in [j for j in worker.speculator.jobs if j.ticket.session == session]:
+            worker.speculator.end(job, Result(Outcome.CANCELLED, 0, "the session ended"), now)
+        worker.ledger.end_session(session)
+
+    def _cancel(self, handle: Prefetch) -> None:
+        def cancel() -> None:
+            if handle.job is not None:
+                result = Result(Outcome.CANCELLED, 0, "withdrawn by the caller")
+                self.worker.speculator.end(handle.job, result, self.worker.clock())
+
+        try:
+            self.worker.post(cancel)
+        except Closed:
+            return  # closing gave it its outcome
