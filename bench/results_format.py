@@ -35,6 +35,7 @@ class Results:
             "figures": {name: round(value, 4) for name, value in sorted(self.figures.items())},
             "rows": self.rows,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 

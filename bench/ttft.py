@@ -23,7 +23,7 @@ from kvprefetch.engines.engine import open_engine
 from kvprefetch.engines.load import LoadedModel
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Outcome
-from kvprefetch.settings import PoolSettings, Settings
+from kvprefetch.settings import EngineSettings, PoolSettings, Settings
 
 SUFFIXES = (32, 128)
 WRONG_HINTS = 4
@@ -115,7 +115,8 @@ class Bench:
 
 def measure(loaded: LoadedModel, sizes: list[int], options: argparse.Namespace, results: Results) -> None:
     """All measurements of one model."""
-    settings = Settings(pool=PoolSettings(size=options.pool))
+    engine = EngineSettings(chunk_tokens=options.chunk)
+    settings = Settings(pool=PoolSettings(size=options.pool, block_tokens=options.block), engine=engine)
     texts = Texts(loaded, options.seed)
     with Local(open_engine(loaded, settings), settings) as kv:
         bench = Bench(kv, texts, results, options.repeats)
@@ -164,12 +165,16 @@ def main() -> None:
     )
     parser.add_argument("--live", type=int, default=64, help="live requests of each kind (default: %(default)s)")
     parser.add_argument("--pool", help="size of the page pool (default: 3GiB on the CPU, 60%% on a GPU)")
+    parser.add_argument("--block", type=int, help="tokens of a block (default: 32; 256 on a GPU, read in place)")
+    parser.add_argument("--chunk", type=int, help="tokens of a prefill chunk (default: 256; 2048 on a GPU)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     gpu = options.device == "cuda"
     if gpu and not torch.cuda.is_available():
         sys.exit("no CUDA device here: nothing was measured")
     options.pool = options.pool or ("60%" if gpu else "3GiB")
+    options.block = options.block or (256 if gpu else 32)
+    options.chunk = options.chunk or (2048 if gpu else 256)
     default_sizes = "8192,32768,131072" if gpu else "512,1024,2048,4096"
     sizes = [int(size) for size in (options.contexts or default_sizes).split(",")]
     print(hardware())

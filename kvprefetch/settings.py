@@ -34,6 +34,7 @@ class EngineSettings:
     attention: str = "auto"  # flash-attn | torch-varlen | sdpa | auto: the first of these that runs here
     chunk_tokens: int = 256  # prefill chunks end at absolute multiples of this (law 1)
     max_rows: int = 64  # live sequences packed into one forward
+    record_steps: bool = True  # on CUDA: replay short forwards from CUDA graphs, recorded while loading
 
 
 @dataclass(frozen=True)

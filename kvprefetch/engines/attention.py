@@ -96,6 +96,9 @@ def sdpa_gathered(
         end = at + len(row.tokens)
         k = gather_rows(k_pages, batch.tables[index], row.end).transpose(0, 1)[:, None]
         v = gather_rows(v_pages, batch.tables[index], row.end).transpose(0, 1)[:, None]
+        if batch.is_padded:  # what nobody wrote may be NaN, which no mask takes out of a product
+            unwritten = (torch.arange(row.end, device=q.device) >= batch.kv_len[index])[:, None]
+            k, v = k.masked_fill(unwritten, 0), v.masked_fill(unwritten, 0)
         heads, groups = k.shape[0], q.shape[1] // k.shape[0]
         grouped = q[at:end].transpose(0, 1).reshape(heads, groups, end - at, q.shape[-1])
         k, v = (x.expand(heads, groups, -1, -1) for x in (k, v))
@@ -110,11 +113,12 @@ def _attend_row(
 ) -> torch.Tensor:
     row = batch.rows[index]
     window = shape.window if shape.window is not None and row.end > shape.window else None
+    is_plain = window is None and not batch.is_padded
     if shape.softcap is not None:
         return _soft_capped(q, k, v, _mask(batch, index, window), shape)
-    if row.start == 0 and window is None:  # is_causal is aligned top-left: right only without a past
+    if row.start == 0 and is_plain:  # is_causal is aligned top-left: right only without a past
         return F.scaled_dot_product_attention(q, k, v, is_causal=len(row.tokens) > 1, scale=shape.scale)
-    mask = None if len(row.tokens) == 1 and window is None else _mask(batch, index, window)
+    mask = None if len(row.tokens) == 1 and is_plain else _mask(batch, index, window)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale)
 
 
@@ -129,9 +133,9 @@ def _mask(batch: PagedBatch, index: int, window: int | None) -> torch.Tensor:
     """bool `[row tokens, kv tokens]`, true where a query may look; built once per forward, not per layer."""
     found = batch.masks.get((index, window))
     if found is None:
-        row, device = batch.rows[index], batch.pool.device
-        query = torch.arange(row.start, row.end, device=device)[:, None]
-        key = torch.arange(row.end, device=device)[None]
+        first = sum(len(row.tokens) for row in batch.rows[:index])
+        query = batch.positions[first : first + len(batch.rows[index].tokens), None]
+        key = torch.arange(batch.rows[index].end, device=query.device)[None]
         found = key <= query
         if window is not None:
             found &= key > query - window

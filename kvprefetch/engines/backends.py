@@ -3,15 +3,14 @@
 | backend      | where            | pages                                                               |
 |--------------|------------------|---------------------------------------------------------------------|
 | flash-attn   | CUDA, 16 bit     | block table if a block is a multiple of 256 tokens, else gathered KV |
-| torch-varlen | CUDA, 16 bit     | the same, with the kernel that torch brings                         |
+| torch-varlen | CUDA, 16 bit     | the same with the kernel that torch brings, a block table from 2.12 |
 | sdpa         | anywhere         | gathered, one row at a time                                         |
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -46,24 +45,30 @@ class VarlenKernel(Protocol):
     ) -> torch.Tensor: ...
 
 
-def varlen(
-    kernel: VarlenKernel,
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    batch: PagedBatch,
-    shape: Shape,
-) -> torch.Tensor:
-    """All rows in one kernel call, straight from the pages where the kernel takes them."""
-    paged = k_pages.shape[1] % PAGE_MULTIPLE == 0
-    packed = Packed(batch.cu_q, batch.cu_kv, batch.kv_len, batch.table if paged else None, batch.max_q, batch.max_kv)
-    if paged:
-        return kernel(q, k_pages, v_pages, packed, shape)
-    page, slot = batch.kv_slots()
-    return kernel(q, k_pages[page, slot], v_pages[page, slot], packed, shape)
+@dataclass(frozen=True)
+class Varlen:
+    """A backend: all rows in one kernel call, straight from the pages where the kernel reads a block table."""
+
+    kernel: VarlenKernel
+    reads_tables: bool = True
+
+    def takes_pages(self, block_tokens: int) -> bool:
+        """Whether pages of that size need no gathering."""
+        return self.reads_tables and block_tokens % PAGE_MULTIPLE == 0
+
+    def __call__(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, batch: PagedBatch, shape: Shape
+    ) -> torch.Tensor:
+        paged = self.takes_pages(k_pages.shape[1])
+        table = batch.table if paged else None
+        packed = Packed(batch.cu_q, batch.cu_kv, batch.kv_len, table, batch.max_q, batch.max_kv)
+        if paged:
+            return self.kernel(q, k_pages, v_pages, packed, shape)
+        page, slot = batch.kv_slots()
+        return self.kernel(q, k_pages[page, slot], v_pages[page, slot], packed, shape)
 
 
-def flash_attn_kernel() -> VarlenKernel | None:
+def flash_attn() -> Varlen | None:
     """flash-attn's varlen function, or None where the package is missing."""
     try:
         from flash_attn import flash_attn_varlen_func
@@ -87,37 +92,31 @@ def flash_attn_kernel() -> VarlenKernel | None:
         )
         return out
 
-    return run
+    return Varlen(run)
 
 
-def torch_varlen_kernel() -> VarlenKernel | None:
-    """torch's own varlen attention, or None where this torch's takes no block table."""
+def torch_varlen() -> Varlen | None:
+    """torch's own varlen attention (2.12 and later with a block table), or None where it has no windows yet."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    if "block_table" not in inspect.signature(varlen_attn).parameters:
+    known = inspect.signature(varlen_attn).parameters
+    if "window_size" not in known:
         return None
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packed, shape: Shape) -> torch.Tensor:
-        out = varlen_attn(
-            q,
-            k,
-            v,
-            packed.cu_q,
-            None if packed.table is not None else packed.cu_kv,
-            packed.max_q,
-            packed.max_kv,
-            scale=shape.scale,
-            window_size=_window(shape),
-            enable_gqa=q.shape[1] != k.shape[-2],
-            seqused_k=packed.kv_len if packed.table is not None else None,
-            block_table=packed.table,
-        )
+        options: dict[str, Any] = {"scale": shape.scale, "window_size": _window(shape)}
+        if "enable_gqa" in known:  # before there was the option, fewer key heads were simply taken
+            options["enable_gqa"] = q.shape[1] != k.shape[-2]
+        if packed.table is not None:
+            options |= {"seqused_k": packed.kv_len, "block_table": packed.table}
+        cu_kv = packed.cu_kv if packed.table is None else None
+        out = varlen_attn(q, k, v, packed.cu_q, cu_kv, packed.max_q, packed.max_kv, **options)
         assert isinstance(out, torch.Tensor)
         return out
 
-    return run
+    return Varlen(run, reads_tables="block_table" in known)
 
 
 def _window(shape: Shape) -> tuple[int, int]:
@@ -125,10 +124,7 @@ def _window(shape: Shape) -> tuple[int, int]:
     return (-1 if shape.window is None else shape.window - 1, 0)
 
 
-_KERNELS: dict[str, Callable[[], VarlenKernel | None]] = {
-    "flash-attn": flash_attn_kernel,
-    "torch-varlen": torch_varlen_kernel,
-}
+_KERNELS: dict[str, Callable[[], Varlen | None]] = {"flash-attn": flash_attn, "torch-varlen": torch_varlen}
 
 
 def pick_backend(name: str, shape: PageShape, loaded: LoadedModel) -> tuple[str, Backend]:
@@ -143,9 +139,9 @@ def pick_backend(name: str, shape: PageShape, loaded: LoadedModel) -> tuple[str,
     obstacle = "none was tried"
     for candidate in _KERNELS if name == "auto" else (name,):
         obstacle = _obstacle(candidate, shape, loaded)
-        kernel = None if obstacle else _KERNELS[candidate]()
-        if kernel is not None:
-            return candidate, partial(varlen, kernel)
+        found = None if obstacle else _KERNELS[candidate]()
+        if found is not None:
+            return candidate, found
     if name == "auto":
         return "sdpa", sdpa_gathered
     raise SettingsError(f"engine.attention {name!r}: {obstacle or 'it is not installed'}")

@@ -29,6 +29,11 @@ class Row:
         return self.start + len(self.tokens)
 
 
+def never() -> bool:
+    """An `abandon` that never asks for it."""
+    return False
+
+
 class Abandoned(Exception):
     """A forward was given up at a layer boundary; nothing it wrote was published."""
 
@@ -37,9 +42,9 @@ class Abandoned(Exception):
 class PagedBatch:
     """The tensors that attention needs, built once per forward and used by every layer.
 
-    Shapes for T packed tokens in N rows: `slot_page`, `slot_offset`, `source` int64 `[writes]` (token
-    `source[i]` is written to that slot); `cu_q`, `cu_kv` int32 `[N+1]`; `kv_len` int32 `[N]`; `table`
-    int32 `[N, most]`.
+    Shapes for T packed tokens in N rows: `positions` int64 `[T]`; `slot_page`, `slot_offset`, `source` int64
+    `[writes]` (token `source[i]` is written to that slot); `cu_q`, `cu_kv` int32 `[N+1]`; `kv_len` int32 `[N]`; `table`
+    int32 `[N, most]`. `is_padded`: the one row stands for shorter ones; its true lengths are in the tensors.
     """
 
     pool: DevicePool
@@ -48,6 +53,7 @@ class PagedBatch:
     source: torch.Tensor
     slot_page: torch.Tensor
     slot_offset: torch.Tensor
+    positions: torch.Tensor
     cu_q: torch.Tensor
     cu_kv: torch.Tensor
     kv_len: torch.Tensor
@@ -56,17 +62,18 @@ class PagedBatch:
     max_kv: int
     writes_all: bool
     tables: list[torch.Tensor]  # one int64 page list a row
+    is_padded: bool = False
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-    _kv_slots: tuple[torch.Tensor, torch.Tensor] | None = None
+    kv_at: tuple[torch.Tensor, torch.Tensor] | None = None  # what `kv_slots` found
 
     def kv_slots(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Page and slot of every KV token of every row, packed: int64 `[sum of kv_len]` each."""
-        if self._kv_slots is None:
+        if self.kv_at is None:
             block, device = self.pool.shape.block_tokens, self.pool.device
             positions = [torch.arange(row.end, device=device) for row in self.rows]
             pages = [table[at // block] for table, at in zip(self.tables, positions, strict=True)]
-            self._kv_slots = torch.cat(pages), torch.cat(positions) % block
-        return self._kv_slots
+            self.kv_at = torch.cat(pages), torch.cat(positions) % block
+        return self.kv_at
 
 
 def build_batch(pool: DevicePool, rows: list[Row], abandon: Callable[[], bool]) -> PagedBatch:
@@ -94,6 +101,7 @@ def build_batch(pool: DevicePool, rows: list[Row], abandon: Callable[[], bool]) 
         source=tensor(source, torch.int64),
         slot_page=tensor(slot_page, torch.int64),
         slot_offset=tensor(slot_offset, torch.int64),
+        positions=tensor([p for row in rows for p in range(row.start, row.end)], torch.int64),
         cu_q=tensor(cu_q, torch.int32),
         cu_kv=tensor([0, *accumulate(row.end for row in rows)], torch.int32),
         kv_len=tensor([row.end for row in rows], torch.int32),

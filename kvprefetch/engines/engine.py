@@ -13,15 +13,18 @@ import torch
 
 from kvprefetch.cache.keys import Fingerprint
 from kvprefetch.engines.attention import Backend
-from kvprefetch.engines.backends import pick_backend
-from kvprefetch.engines.batch import Row
+from kvprefetch.engines.backends import Varlen, pick_backend
+from kvprefetch.engines.batch import Row, never
 from kvprefetch.engines.fingerprint import fingerprint
-from kvprefetch.engines.forward import never, run_rows
+from kvprefetch.engines.forward import run_rows
 from kvprefetch.engines.load import LoadedModel, load_model
+from kvprefetch.engines.recorded import RecordedStep, record_steps
 from kvprefetch.engines.selftest import page_shape, self_test
 from kvprefetch.errors import InvalidRequest
 from kvprefetch.settings import Settings
 from kvprefetch.tiers.device import DevicePool, PageShape, pool_bytes
+
+_LONGEST_STEP = 131_072 + 160  # tokens with their past that a short row may have and still be replayed
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class TransformersEngine:
     backend: Backend
     chunk_tokens: int
     max_rows: int
+    steps: tuple[RecordedStep, ...] = ()  # of short rows; on a GPU
 
     @property
     def block_tokens(self) -> int:
@@ -69,7 +73,11 @@ class TransformersEngine:
             raise InvalidRequest(f"token ids must be from 0 to {self.vocab_size - 1}")
 
     def forward(self, rows: list[Row], abandon: Callable[[], bool] = never) -> torch.Tensor:
-        """Logits `[rows that want them, vocabulary]`; see `run_rows`."""
+        """Logits `[rows that want them, vocabulary]`; see `run_rows`. A short row alone is not abandoned."""
+        if len(rows) == 1:
+            for step in self.steps:
+                if step.fits(rows[0]):
+                    return step.run(rows[0])
         return run_rows(self.loaded, self.pool, self.backend, rows, abandon)
 
     def synchronize(self) -> None:
@@ -85,13 +93,22 @@ def open_engine(model: str | LoadedModel, settings: Settings) -> TransformersEng
     backend_name, backend = pick_backend(settings.engine.attention, shape, loaded)
     self_test(loaded, shape, backend)
     pages = pool_bytes(settings.pool.size, loaded.device) // shape.bytes
+    records = settings.engine.record_steps and loaded.device.type == "cuda"
+    pool = DevicePool(shape, pages, loaded.device, has_spare=records)
+    steps: tuple[RecordedStep, ...] = ()
+    if records:
+        limit = getattr(loaded.model.config, "max_position_embeddings", None) or _LONGEST_STEP
+        longest = min(limit, pages * shape.block_tokens, _LONGEST_STEP)
+        is_paged = isinstance(backend, Varlen) and backend.takes_pages(shape.block_tokens)
+        steps = record_steps(loaded, pool, backend, longest, is_paged)
     return TransformersEngine(
         loaded=loaded,
         shape=shape,
-        pool=DevicePool(shape, pages, loaded.device),
+        pool=pool,
         fingerprint=fingerprint(loaded.model, shape),
         backend_name=backend_name,
         backend=backend,
         chunk_tokens=settings.engine.chunk_tokens,
         max_rows=settings.engine.max_rows,
+        steps=steps,
     )

@@ -5,14 +5,9 @@ from collections.abc import Callable
 import torch
 
 from kvprefetch.engines.attention import Backend
-from kvprefetch.engines.batch import Row, build_batch
+from kvprefetch.engines.batch import PagedBatch, Row, build_batch, never
 from kvprefetch.engines.load import LoadedModel
 from kvprefetch.tiers.device import DevicePool
-
-
-def never() -> bool:
-    """An `abandon` that never asks for it."""
-    return False
 
 
 @torch.inference_mode()
@@ -31,16 +26,22 @@ def run_rows(
     device = pool.device
     batch = build_batch(pool, rows, abandon)
     ids = torch.tensor([[t for row in rows for t in row.tokens]], device=device)
-    positions = torch.tensor([[p for row in rows for p in range(row.start, row.end)]], device=device)
     wanted, at = [], -1
     for row in rows:
         at += len(row.tokens)
         if row.wants_logits:
             wanted.append(at)
     keep = torch.tensor(wanted, dtype=torch.long, device=device)
+    return forward_batch(loaded, batch, backend, ids, keep)
+
+
+def forward_batch(
+    loaded: LoadedModel, batch: PagedBatch, backend: Backend, ids: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
+    """Logits `[len(keep), vocabulary]` at the packed positions `keep`; `ids` int64 `[1, T]`."""
     output = loaded.model(
         input_ids=ids,
-        position_ids=positions,
+        position_ids=batch.positions[None],
         use_cache=False,
         logits_to_keep=keep,
         kv_batch=batch,

@@ -16,9 +16,11 @@ from kvprefetch.engines.support import sliding_window
 from kvprefetch.errors import UnsupportedModel
 from kvprefetch.tiers.device import DevicePool, PageShape
 
+# ours, and what a model raises that wants other inputs than token ids and positions
+_REFUSALS = (UnsupportedModel, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError)
 _LONGEST = 4_160  # tokens; a window beyond this is not crossed by the self-test
 # Root mean square, of the logits' spread. Two right ways of computing 30 layers in bf16 differ by 0.03 to 0.05.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
 
 
 def page_shape(loaded: LoadedModel, block_tokens: int) -> PageShape:
@@ -28,7 +30,7 @@ def page_shape(loaded: LoadedModel, block_tokens: int) -> PageShape:
     try:
         with torch.inference_mode():
             loaded.model(input_ids=ids, position_ids=ids, use_cache=False, kv_batch=probe)
-    except UnsupportedModel as error:
+    except _REFUSALS as error:
         raise UnsupportedModel(f"{loaded.name} ({loaded.model.config.model_type}): {error}") from error
     layers = sorted(seen[0] for seen in probe.seen)
     if not layers or layers != list(range(len(layers))):
@@ -57,7 +59,7 @@ def self_test(loaded: LoadedModel, shape: PageShape, backend: Backend) -> None:
     for name, edges in (("cold", [0, length]), ("split", cuts)):
         difference = _paged(loaded, shape, backend, tokens, edges) - eager
         error = float(difference.square().mean().sqrt()) / spread
-        if not error <= _TOLERANCE[shape.dtype]:
+        if not error <= TOLERANCE[shape.dtype]:
             raise UnsupportedModel(
                 f"{loaded.name} ({config.model_type}): {name} paged logits differ from eager attention by "
                 f"{error:.2g} of their spread at {length} tokens; it would be served wrongly"

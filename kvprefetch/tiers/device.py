@@ -31,15 +31,17 @@ class PageShape:
 class DevicePool:
     """`pages` pages in one tensor `[pages, layers, 2, block, kv_heads, head_dim]`.
 
-    Owns the memory and gives views of it; which page belongs to whom is the business of `cache.BlockPool`.
-    The memory is not initialised: readers must not look past what was written.
+    With `has_spare` there is one page more, number `pages`: nobody's, for padding to be written to. Owns the
+    memory and gives views of it; which page belongs to whom is the business of `cache.BlockPool`. The memory
+    is not initialised: readers must not look past what was written.
     """
 
-    def __init__(self, shape: PageShape, pages: int, device: torch.device) -> None:
+    def __init__(self, shape: PageShape, pages: int, device: torch.device, *, has_spare: bool = False) -> None:
         if pages < 1:
             raise PoolTooSmall(f"one page takes {shape.bytes} bytes; the pool's size gives room for none")
         self.shape, self.pages, self.device = shape, pages, device
-        size = (pages, shape.layers, 2, shape.block_tokens, shape.kv_heads, shape.head_dim)
+        self.spare = pages
+        size = (pages + has_spare, shape.layers, 2, shape.block_tokens, shape.kv_heads, shape.head_dim)
         try:
             self.tensor = torch.empty(size, dtype=shape.dtype, device=device)
         except RuntimeError as error:

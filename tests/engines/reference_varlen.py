@@ -1,13 +1,30 @@
 """The varlen functions of flash-attention 2 and of torch, on a CPU: their signatures, their checks, the definition."""
 
+import sys
 from itertools import pairwise
+from types import ModuleType
 
+import pytest
 import torch
+import torch.nn.attention.varlen as torch_varlen_module
 from definition import attention
 
 from kvprefetch.engines.attention import Shape
+from kvprefetch.engines.backends import Varlen, flash_attn, torch_varlen
 
 Window = tuple[int, int]
+NAMES = ("flash-attn", "torch-varlen")
+
+
+def stand_in(name: str, monkeypatch: pytest.MonkeyPatch) -> Varlen:
+    """The product's adapter of a kernel, over the function of this module in the place of the real one."""
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setattr(torch_varlen_module, "varlen_attn", varlen_attn)
+    adapted = flash_attn() if name == "flash-attn" else torch_varlen()
+    assert adapted is not None
+    return adapted
 
 
 def flash_attn_varlen_func(
@@ -112,9 +129,10 @@ def _check(
         _demand(given.is_contiguous(), "cu_seqlens, seqused_k and block_table must be contiguous")
     _demand(q.dim() == 3 and q.shape[-1] == dim and dim % 8 == 0 and dim <= 256, "head_size: a multiple of 8, to 256")
     _demand(q.shape[1] % heads == 0, "the number of query heads must be a multiple of the key's")
-    _demand(q.shape[0] == int(cu_q[-1]), "cu_seqlens_q must end at the number of query tokens")
+    _demand(q.shape[0] >= int(cu_q[-1]), "cu_seqlens_q must end within the query tokens; the rest is padding")
     if table is None:
-        _demand(k.shape == v.shape == (int(kv[-1]), heads, dim), "k, v: [tokens, heads, dim]")
+        _demand(k.shape == v.shape and k.dim() == 3, "k, v: [tokens, heads, dim]")
+        _demand(k.shape[0] >= int(kv[-1]), "cu_seqlens_k must end within the tokens; the rest is padding")
         return
     _demand(k.dim() == 4 and k.shape == v.shape, "k, v: [pages, page size, heads, dim]")
     _demand(k.shape[1] % 256 == 0, "a paged KV cache's block size must be divisible by 256")
@@ -124,8 +142,8 @@ def _check(
 
 def _check_longest(cu_q: torch.Tensor, lengths: torch.Tensor, max_q: int, max_kv: int) -> None:
     _demand(len(lengths) == len(cu_q) - 1, "as many rows of keys as of queries")
-    _demand(max_q == int(cu_q.diff().max()), "max_seqlen_q must be the longest row's")
-    _demand(max_kv == int(lengths.max()), "max_seqlen_k must be the longest row's")
+    _demand(max_q >= int(cu_q.diff().max()), "max_seqlen_q must be the longest row's, or more")
+    _demand(max_kv >= int(lengths.max()), "max_seqlen_k must be the longest row's, or more")
 
 
 def _demand(holds: bool, what: str) -> None:

@@ -1,15 +1,12 @@
 """The varlen adapter hands every kernel what it asks for, and the choice of a backend says why."""
 
 import inspect
-import sys
 from dataclasses import replace
-from functools import partial
-from types import ModuleType
 
 import pytest
 import reference_varlen
 import torch
-import torch.nn.attention.varlen as torch_varlen
+import torch.nn.attention.varlen as torch_varlen_module
 from definition import scene
 from runs import Library, pages, poison, prompt
 from zoo import ZOO, tiny_model
@@ -17,11 +14,9 @@ from zoo import ZOO, tiny_model
 from kvprefetch.engines.attention import Shape, sdpa_gathered
 from kvprefetch.engines.backends import (
     Packed,
-    VarlenKernel,
-    flash_attn_kernel,
+    Varlen,
     pick_backend,
-    torch_varlen_kernel,
-    varlen,
+    torch_varlen,
 )
 from kvprefetch.engines.batch import Row
 from kvprefetch.engines.engine import open_engine
@@ -44,16 +39,10 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["flash-attn", "torch-varlen"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> VarlenKernel:
-    """The product's adapter of each kernel, over the reference in the place of the real function."""
-    stand_in = ModuleType("flash_attn")
-    stand_in.flash_attn_varlen_func = reference_varlen.flash_attn_varlen_func
-    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
-    monkeypatch.setattr(torch_varlen, "varlen_attn", reference_varlen.varlen_attn)
-    adapted = flash_attn_kernel() if request.param == "flash-attn" else torch_varlen_kernel()
-    assert adapted is not None
-    return adapted
+@pytest.fixture(params=reference_varlen.NAMES)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Varlen:
+    """Each kernel's adapter, over its reference."""
+    return reference_varlen.stand_in(request.param, monkeypatch)
 
 
 @pytest.mark.parametrize("block", [16, 256])
@@ -65,16 +54,18 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> V
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3)], ids=["grouped", "one each"])
 def test_one_kernel_call_for_all_rows_equals_gathered_sdpa(
-    kernel: VarlenKernel, rows: str, shape: str, block: int, heads: tuple[int, int]
+    kernel: Varlen, rows: str, shape: str, block: int, heads: tuple[int, int]
 ) -> None:
     made = scene(ROWS[rows], block=block, q_heads=heads[0], kv_heads=heads[1])
-    found = varlen(kernel, made.q, *made.pages, made.batch, SHAPES[shape])
+    found = kernel(made.q, *made.pages, made.batch, SHAPES[shape])
     expected = sdpa_gathered(made.q, *made.pages, made.batch, SHAPES[shape])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_the_reference_has_the_signature_of_the_torch_that_is_installed() -> None:
-    ours, theirs = (inspect.signature(module.varlen_attn).parameters for module in (reference_varlen, torch_varlen))
+    ours, theirs = (
+        inspect.signature(module.varlen_attn).parameters for module in (reference_varlen, torch_varlen_module)
+    )
     assert [(p.name, p.kind, p.default) for p in ours.values()] == [
         (p.name, p.kind, p.default) for p in theirs.values()
     ]
@@ -90,19 +81,34 @@ def test_pages_are_read_in_place_only_where_the_kernel_takes_them(block: int, pa
         return q
 
     made = scene([(300, 4), (0, 9)], block=block)
-    varlen(kernel, made.q, *made.pages, made.batch, SHAPES["plain"])
+    Varlen(kernel)(made.q, *made.pages, made.batch, SHAPES["plain"])
     assert (tables[0] is not None) is paged
     assert (keys[0] == made.pages[0].data_ptr()) is paged
 
 
+def test_a_torch_whose_kernel_knows_no_pages_yet_is_given_gathered_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(q, k, v, cu_q, cu_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
+        return reference_varlen.varlen_attn(
+            q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=True
+        )
+
+    monkeypatch.setattr(torch_varlen_module, "varlen_attn", older)
+    backend = torch_varlen()
+    assert backend is not None
+    made = scene(ROWS["all kinds packed"], block=256, q_heads=4, kv_heads=2)
+    found = backend(made.q, *made.pages, made.batch, SHAPES["window"])
+    expected = sdpa_gathered(made.q, *made.pages, made.batch, SHAPES["window"])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("block", [16, 256])
 @pytest.mark.parametrize("name", ["llama", "mistral, windows"])
-def test_a_whole_model_runs_on_the_varlen_adapter(kernel: VarlenKernel, name: str, block: int) -> None:
+def test_a_whole_model_runs_on_the_varlen_adapter(kernel: Varlen, name: str, block: int) -> None:
     loaded = prepare(tiny_model(ZOO[name]()), None, name)
     settings = Settings(
         pool=PoolSettings(size="2MiB", block_tokens=block), engine=EngineSettings(device="cpu", chunk_tokens=block)
     )
-    engine = replace(open_engine(loaded, settings), backend=partial(varlen, kernel))
+    engine = replace(open_engine(loaded, settings), backend=kernel)
     self_test(loaded, engine.shape, engine.backend)
     poison(engine)
     tokens, where = prompt(60), pages(engine, 60)

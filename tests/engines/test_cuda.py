@@ -7,7 +7,7 @@ from runs import grid, pages, poison, prompt, run
 from zoo import ZOO, tiny_model
 
 from kvprefetch.engines.attention import Backend, Shape, sdpa_gathered
-from kvprefetch.engines.backends import flash_attn_kernel, pick_backend, torch_varlen_kernel
+from kvprefetch.engines.backends import flash_attn, pick_backend, torch_varlen
 from kvprefetch.engines.engine import open_engine
 from kvprefetch.engines.load import prepare
 from kvprefetch.engines.selftest import page_shape
@@ -15,7 +15,7 @@ from kvprefetch.settings import EngineSettings, PoolSettings, Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-KERNELS = {"flash-attn": flash_attn_kernel, "torch-varlen": torch_varlen_kernel}
+KERNELS = {"flash-attn": flash_attn, "torch-varlen": torch_varlen}
 ROWS = {
     "prefill": [(0, 300)],
     "prefill behind a past": [(300, 130)],
