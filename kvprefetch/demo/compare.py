@@ -87,4 +87,14 @@ def _report(
     }
 
 
-_PREFETCH = ("issued", "outcomes", "uses", "tokens_computed", "tokens_used", "tokens_wasted", "seconds")
+_PREFETCH = (
+    "issued",
+    "pending",
+    "outcomes",
+    "uses",
+    "use_pending",
+    "tokens_computed",
+    "tokens_used",
+    "tokens_wasted",
+    "seconds",
+)
