@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvprefetch.cache.keys import Namespace, Scope, root_key
 from kvprefetch.cache.sequence import Owner, PagedSequence
@@ -17,6 +17,9 @@ from kvprefetch.settings import Settings, load_settings
 from kvprefetch.worker.hints import Hints, Prefetch
 from kvprefetch.worker.loop import Worker
 from kvprefetch.worker.request import Generation, LiveRequest, Timing
+
+if TYPE_CHECKING:
+    from kvprefetch.worker.compact import Compaction
 
 
 class Local:
@@ -130,6 +133,15 @@ class Local:
     def clear(self) -> None:
         """Forget every block that no request is using."""
         self.worker.call(self.worker.pool.clear)
+
+    def compact(self, *, order: bool = False) -> "Compaction":
+        """Move live pages to the low end of the pool, with `order` each sequence's into one run.
+
+        Waits for it; live requests wait meanwhile. Pages that a request holds stay where they are.
+        """
+        from kvprefetch.worker.compact import compact  # brings Triton
+
+        return self.worker.call(lambda: compact(self.engine, self.worker.pool, order=order))
 
     def close(self) -> None:
         """End all requests and prefetches and the worker's thread. Calling it again does nothing."""

@@ -169,6 +169,41 @@ class BlockPool:
             for block in list(self.leaves.values()):
                 self.evict(block, "cleared")
 
+    def relocate(self, moves: Iterable[tuple[int, int]]) -> None:
+        """The bytes of unheld resident blocks were copied from page to free page: publish where they are now.
+
+        The pages they leave are free. Raises ValueError, having changed nothing, for a page that is held, not
+        resident, or not free.
+        """
+        listed = list(moves)
+        at = {block.page: block for block in self.resident.values()}
+        free = set(self.free)
+        for source, target in listed:
+            if source not in at or at[source].refs:
+                raise ValueError(f"page {source} holds no resident block that may move")
+            if target not in free:
+                raise ValueError(f"page {target} is not free")
+            free.discard(target)
+        moving = [(at[source], target) for source, target in listed]
+        for block, target in moving:
+            self.leaves.pop(block.page, None)
+            free.add(block.page)
+            block.page = target
+        for block, _ in moving:
+            self._note_leaf(block)
+        self.free = sorted(free, reverse=True)
+
+    def sequences(self) -> list[list[Block]]:
+        """Resident blocks as runs that follow each other: from a first block or a fork to the next fork or end."""
+        starts = [b for b in self.resident.values() if b.parent is None or len(b.parent.children) > 1]
+        found = []
+        for block in starts:
+            run = [block]
+            while len(run[-1].children) == 1:
+                run.append(next(iter(run[-1].children.values())))
+            found.append(run)
+        return found
+
     def blocks(self) -> list[Block]:
         """Every block that occupies a page."""
         return [*self.resident.values(), *self.in_flight.values(), *self.quarantined.values()]

@@ -1,0 +1,147 @@
+"""Paged copy: pages of one pool into pages of another, or of the same, in one launch.
+
+Bytes only move, so any dtype and layout will do (see `pages`). Host memory that is pinned is read and written
+by the same kernel over the bus.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from kvprefetch_kernels.pages import Pages
+
+_TILE_BYTES = 16_384  # of one program's step: 16 bytes of 4 to 8 loads in flight a thread
+_PROGRAMS_PER_SM = 4
+
+
+def copy_pages_reference(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int]) -> None:
+    """`target` page `given[i]` becomes `source` page `taken[i]`. Checks as `copy_pages`; any devices."""
+    source, target = fitting(source, target)
+    check_lists(source, target, taken, given)
+    if not taken:
+        return
+    for from_plane, to_plane in zip(source.planes, target.planes, strict=True):
+        rows = from_plane[torch.tensor(taken, device=from_plane.device)]
+        to_plane[torch.tensor(given, device=to_plane.device)] = rows.to(to_plane.device)
+
+
+def copy_pages(
+    source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int], *, max_sms: int | None = None
+) -> None:
+    """The same by a kernel on the current stream of the CUDA device that either side is on; does not wait.
+
+    `max_sms`: leave the other multiprocessors to whoever runs beside. The caller keeps host memory alive until
+    the stream has passed the copy; device memory is kept by the allocator. Raises ValueError for page lists
+    that are out of range, of different lengths, or repeat a target, and for pools that do not fit.
+    """
+    source, target = fitting(source, target)
+    check_lists(source, target, taken, given)
+    if not taken:
+        return
+    device = target.device if target.device.type == "cuda" else source.device
+    alignment = min(source.alignment, target.alignment)
+    word = min(alignment, 4) if alignment != 8 else 8
+    words = source.fragment // word
+    tile = triton.next_power_of_2(max(16, _TILE_BYTES // word))
+    width = min(triton.next_power_of_2(words), tile)
+    lines = tile // width
+    chunks = triton.cdiv(words, width)
+    items = len(taken) * len(source.planes) * chunks
+    lists = torch.tensor([taken, given], dtype=torch.int64).to(device)
+    _copy[(_programs(device, triton.cdiv(items, lines), max_sms),)](
+        source.table(device),
+        target.table(device),
+        lists[0],
+        lists[1],
+        len(taken),
+        len(source.planes),
+        chunks,
+        words * word // alignment,
+        LINES=lines,
+        WIDTH=width,
+        ALIGNMENT=alignment,
+        WORD=word,
+        num_warps=8 if max_sms is None else 16,
+    )
+    if device.type == "cuda":
+        for plane in (*source.planes, *target.planes):
+            if plane.is_cuda:
+                plane.record_stream(torch.cuda.current_stream(device))
+
+
+def fitting(source: Pages, target: Pages) -> tuple[Pages, Pages]:
+    """Both in planes of the smaller one's fragments. Raises ValueError where their pages differ in size."""
+    if source.page_bytes != target.page_bytes:
+        raise ValueError(f"pages of {source.page_bytes} bytes cannot be copied to pages of {target.page_bytes}")
+    fragment = min(source.fragment, target.fragment)
+    return source.split(fragment), target.split(fragment)
+
+
+def check_lists(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int]) -> None:
+    """Raise ValueError unless the lists name pages that exist, each target once, and no source is overwritten."""
+    if len(taken) != len(given):
+        raise ValueError(f"{len(taken)} source pages and {len(given)} target pages")
+    for name, pages, listed in (("source", source, taken), ("target", target, given)):
+        if listed and not (min(listed) >= 0 and max(listed) < pages.pages):
+            wrong = next(page for page in listed if not 0 <= page < pages.pages)
+            raise ValueError(f"{name} page {wrong} is not one of {pages.pages}")
+    unique = set(given)
+    if len(unique) != len(given):
+        raise ValueError("a target page is listed more than once")
+    is_shared = not {p.data_ptr() for p in source.planes}.isdisjoint(p.data_ptr() for p in target.planes)
+    if is_shared and not unique.isdisjoint(taken):
+        raise ValueError("a page is both source and target: the order of the copies would decide what it gets")
+
+
+def _programs(device: torch.device, needed: int, max_sms: int | None) -> int:
+    if device.type != "cuda":
+        return min(needed, 4)  # interpreted
+    if max_sms is not None:
+        return min(needed, max_sms)
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(needed, _PROGRAMS_PER_SM * int(count))
+
+
+@triton.jit
+def _copy(
+    sources,
+    targets,
+    taken,
+    given,
+    pairs,
+    planes,
+    chunks,
+    vectors,
+    LINES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    if WORD == 8:
+        kind: tl.constexpr = tl.int64
+    elif WORD == 4:
+        kind: tl.constexpr = tl.int32  # type: ignore[no-redef]
+    elif WORD == 2:
+        kind: tl.constexpr = tl.int16  # type: ignore[no-redef]
+    else:
+        kind: tl.constexpr = tl.int8  # type: ignore[no-redef]
+    total = tl.cast(pairs, tl.int64) * planes * chunks
+    line = tl.arange(0, LINES)[:, None]
+    word = tl.arange(0, WIDTH)[None, :]
+    for first in range(tl.program_id(0) * LINES, total, tl.num_programs(0) * LINES):
+        item = first + line
+        is_item = item < total
+        chunk = item % chunks
+        plane = item // chunks % planes
+        pair = item // chunks // planes
+        start = tl.load(sources + 2 * plane, mask=is_item, other=0)
+        source = start + tl.load(taken + pair, mask=is_item, other=0) * tl.load(sources + 2 * plane + 1, mask=is_item)
+        start = tl.load(targets + 2 * plane, mask=is_item, other=0)
+        target = start + tl.load(given + pair, mask=is_item, other=0) * tl.load(targets + 2 * plane + 1, mask=is_item)
+        source = tl.multiple_of(source.to(tl.pointer_type(kind)), (ALIGNMENT, ALIGNMENT))
+        target = tl.multiple_of(target.to(tl.pointer_type(kind)), (ALIGNMENT, ALIGNMENT))
+        at = chunk * WIDTH + word
+        mask = is_item & (at < vectors * (ALIGNMENT // WORD))  # whole vectors, so that they stay whole
+        tl.store(target + at, tl.load(source + at, mask=mask), mask=mask)
