@@ -175,16 +175,17 @@ class BlockPool:
         The pages they leave are free. Raises ValueError, having changed nothing, for a page that is held, not
         resident, or not free.
         """
-        listed = list(moves)
+        moving: list[tuple[Block, int]] = []
         at = {block.page: block for block in self.resident.values()}
         free = set(self.free)
-        for source, target in listed:
-            if source not in at or at[source].refs:
+        for source, target in moves:
+            block = at.pop(source, None)  # it moves once
+            if block is None or block.refs:
                 raise ValueError(f"page {source} holds no resident block that may move")
             if target not in free:
                 raise ValueError(f"page {target} is not free")
             free.discard(target)
-        moving = [(at[source], target) for source, target in listed]
+            moving.append((block, target))
         for block, target in moving:
             self.leaves.pop(block.page, None)
             free.add(block.page)

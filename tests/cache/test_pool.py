@@ -230,3 +230,37 @@ def test_two_tenants_never_share_a_page() -> None:
     other = PagedSequence(pool, owner("bob"), letters("aaaa"), BLOCK)
     assert other.open(4, live("bob")) == 0
     assert len(pool.blocks()) == 2
+
+
+# -- moving ------------------------------------------------------------------------------------------------
+def test_relocated_blocks_are_found_where_they_are_now_and_go_leaf_first_as_before() -> None:
+    pool = BlockPool(8)
+    keep(pool, "aaaabbbb")
+    pages = [block.page for block in pool.match(keys_of("aaaabbbb"))]
+    pool.relocate([(pages[0], 6), (pages[1], 7)])
+    pool.check()
+    assert [block.page for block in pool.match(keys_of("aaaabbbb"))] == [6, 7]
+    assert sorted(pool.free) == [0, 1, 2, 3, 4, 5]
+    pool.clear()
+    pool.check()
+    assert pool.free_pages == 8
+
+
+def test_what_may_not_move_is_refused_and_nothing_is_changed() -> None:
+    pool = BlockPool(8)
+    unheld = keep(pool, "aaaabbbb")[0].page
+    held = opened(pool, "ccccdddd").blocks[0].page
+    before = snapshot(pool)
+    for moves in ([(held, 7)], [(7, 6)], [(unheld, held)], [(unheld, 7), (unheld, 7)], [(unheld, 6), (unheld, 7)]):
+        with pytest.raises(ValueError, match=r"no resident block that may move|is not free"):
+            pool.relocate(moves)
+        assert snapshot(pool) == before
+
+
+def test_sequences_part_at_forks() -> None:
+    pool = BlockPool(8)
+    for text in ("aaaabbbbcccc", "aaaabbbbdddd", "eeee"):
+        keep(pool, text)
+    lengths = sorted(len(run) for run in pool.sequences())
+    assert lengths == [1, 1, 1, 2]
+    assert sum(lengths) == len(pool.resident)
