@@ -124,13 +124,13 @@ class Speculator:
 
         def done(rendered: "Future[Tokens]") -> None:
             self._is_rendering = False
-            try:
-                tokens = rendered.result()
-            except InvalidRequest as error:
+            error = rendered.exception()
+            if error is not None:  # whatever it is, a hint's template must not end the worker
+                if not isinstance(error, InvalidRequest):
+                    log.error("a context could not be rendered", exc_info=error)
                 self.end(job, Result(Outcome.FAILED, 0, str(error)), clock())
-                return
-            if job in self.jobs:  # nobody withdrew it meanwhile
-                self._take(job, tokens, clock())
+            elif job in self.jobs:  # nobody withdrew it meanwhile
+                self._take(job, rendered.result(), clock())
 
         self._is_rendering = True
         self.aside(lambda: self.renderer.prefix(job.context), done)

@@ -350,3 +350,16 @@ def test_a_hint_expires_on_time_while_live_requests_keep_the_worker_busy(open_ti
         assert hint.wait(60).outcome is Outcome.EXPIRED
         assert busy.finish_reason is None
         busy.cancel()
+
+
+def test_a_template_that_breaks_fails_its_hint_and_no_more(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    with local(open_tiny()) as kv:
+
+        def breaks(context: kvprefetch.Context) -> list[int]:
+            raise ZeroDivisionError("in a template")
+
+        monkeypatch.setattr(kv.worker.renderer, "prefix", breaks)
+        result = kv.prefetch(kv.context(HANDBOOK)).wait(60)
+        assert (result.outcome, result.reason) == (Outcome.FAILED, "in a template")
+        monkeypatch.undo()
+        assert kv.prefetch(kv.context(HANDBOOK)).wait(60).outcome is Outcome.WARM
