@@ -15,7 +15,6 @@ from kvprefetch.errors import Closed, InvalidRequest, PoolTooSmall, UnknownModel
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Outcome, Use
 from kvprefetch.settings import EngineSettings, Settings
-from kvprefetch.worker.hints import Prefetch
 from kvprefetch.worker.request import FinishReason
 
 Open = Callable[..., TransformersEngine]
@@ -292,22 +291,29 @@ def test_a_hint_withdrawn_while_it_is_rendered_stays_withdrawn(
         assert kv.prefetch(kv.context(HANDBOOK)).wait(60).outcome is Outcome.WARM
 
 
+def assert_set(event: threading.Event) -> None:
+    """Wait until somebody says go."""
+    assert event.wait(60)
+
+
 def test_a_broken_loop_keeps_nobody_waiting(open_tiny: Open) -> None:
     kv = Local(open_tiny(pages=256), Settings())
     stream = kv.generate(token_ids=text(1, 500), max_tokens=1_500, ignore_eos=True)
     hint = kv.prefetch(kv.context(token_ids=text(2, 64)))
 
+    go = threading.Event()
+
     def break_down() -> None:
-        kv.worker.post(lambda: None)
-        late.append(kv.prefetch(kv.context(token_ids=text(3, 64))))
         raise ValueError("a defect")
 
-    late: list[Prefetch] = []
+    kv.worker.post(lambda: assert_set(go))
     kv.worker.post(break_down)
+    late = kv.prefetch(kv.context(token_ids=text(3, 64)))  # read in one round with what breaks
+    go.set()
     with pytest.raises(WorkerFailed, match="a defect"):
         stream.result()
     assert hint.wait(60).outcome is Outcome.CANCELLED
-    assert late[0].wait(60).outcome is Outcome.CANCELLED
+    assert late.wait(60).outcome is Outcome.CANCELLED
     with pytest.raises(Closed):
         kv.generate(token_ids=[1, 2])
     kv.check()
