@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import gcd
 
 import torch
 
@@ -45,7 +46,7 @@ class Pages:
     def alignment(self) -> int:
         """The largest of 16, 8, 4, 2, 1 bytes that divides every address, page stride and the fragment."""
         numbers = [self.fragment, *(n for plane in self.planes for n in (plane.data_ptr(), plane.stride(0)))]
-        return next(size for size in (16, 8, 4, 2, 1) if all(number % size == 0 for number in numbers))
+        return gcd(16, *numbers)
 
     def table(self, device: torch.device) -> torch.Tensor:
         """int64 `[planes, 2]` on `device`: address of page 0's fragment, bytes from page to page."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from kvprefetch_kernels import checksum, copy
+import triton.language as tl
+from kvprefetch_kernels import checksum, copy, fp8
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -35,6 +36,12 @@ def cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, boo
     sums = {"table": "*i64", "listed": "*i64", "sums": "*i32"}
     sums |= {"words": "i32", "chunks": "i32", "seed_high": "i32", "seed_low": "i32"}
     yield "checksum", checksum._checksum, sums, {"ALIGNMENT": 16, "WIDTH": 2048}, 4, True
+    steps = dict.fromkeys(("page_step", "token_step", "head_step", "block", "dim"), "i32")
+    packing = {"table": "*i64", "listed": "*i64", "values": "*u8", "scales": "*fp32", **steps}
+    for dtype in (tl.bfloat16, tl.float16):
+        tile = {"DTYPE": dtype, "ALIGNMENT": 16, "BLOCK": 32, "DIM": 128, "MOST": 65504.0}
+        yield f"pack {dtype}", fp8._pack, packing, tile, 4, True
+        yield f"unpack {dtype}", fp8._unpack, packing, tile, 4, True
 
 
 def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int, arch: int) -> Any:
