@@ -14,12 +14,14 @@ from kvprefetch.engines.sampling import Sampler
 from kvprefetch.engines.text import TextStream
 from kvprefetch.errors import InvalidRequest, PoolTooSmall
 from kvprefetch.settings import Settings, load_settings
+from kvprefetch.tiers.device import pool_bytes
 from kvprefetch.worker.hints import Hints, Prefetch
 from kvprefetch.worker.loop import Worker
 from kvprefetch.worker.request import Generation, LiveRequest, Timing
 
 if TYPE_CHECKING:
     from kvprefetch.worker.compact import Compaction
+    from kvprefetch.worker.resize import Resized
 
 
 class Local:
@@ -143,6 +145,17 @@ class Local:
 
         return self.worker.call(lambda: compact(self.engine, self.worker.pool, order=order))
 
+    def resize(self, size: str) -> "Resized":
+        """Give the pool another size ("2GiB"), up to the one it was opened with; memory is really given back.
+
+        To shrink, blocks are evicted as for a live request, and the others packed. Waits for it; live requests
+        wait meanwhile. Raises SettingsError, and PoolFull where requests hold too many pages.
+        """
+        from kvprefetch.worker.resize import resize  # brings Triton
+
+        pages = pool_bytes(size, self.engine.pool.device) // self.engine.shape.bytes
+        return self.worker.call(lambda: resize(self.engine, self.worker.pool, pages, self.worker.clock()))
+
     def close(self) -> None:
         """End all requests and prefetches and the worker's thread. Calling it again does nothing."""
         self.worker.close()
@@ -160,10 +173,10 @@ class Local:
         room = engine.max_tokens - len(prompt) if engine.max_tokens is not None else sampling.max_tokens
         max_new = min(sampling.max_tokens, room)
         pages = -(-(len(prompt) + max_new - 1) // engine.block_tokens)
-        if pages > engine.pool.pages:
+        if pages > self.worker.pool.pages:
             raise PoolTooSmall(
                 f"{len(prompt)} prompt tokens and up to {max_new} new ones need {pages} pages of "
-                f"{engine.block_tokens} tokens; the pool has {engine.pool.pages}"
+                f"{engine.block_tokens} tokens; the pool has {self.worker.pool.pages}"
             )
         sequence = PagedSequence(self.worker.pool, self._owner, prompt, engine.block_tokens)
         request = LiveRequest(

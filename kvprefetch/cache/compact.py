@@ -24,6 +24,18 @@ def packing(live: Iterable[int], pinned: Iterable[int]) -> list[Phase]:
     return [moves] if moves else []
 
 
+def vacating(live: Iterable[int], pinned: Iterable[int], end: int) -> list[Phase]:
+    """The fewest moves that leave no page but pinned ones at `end` or above: one phase, or none.
+
+    There must be room: at least as many free pages below `end` as pages to move.
+    """
+    occupied, stuck = set(live), set(pinned)
+    sources = sorted(page for page in occupied - stuck if page >= end)
+    targets = (page for page in range(end) if page not in occupied)
+    moves = list(zip(sources, targets, strict=False))
+    return [moves] if moves else []
+
+
 def ordering(sequences: Sequence[Sequence[int]], pinned: Iterable[int], pages: int) -> list[Phase]:
     """Moves that pack the pages and lay each sequence's out one after the other, sequences as they lie now.
 

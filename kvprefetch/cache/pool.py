@@ -64,13 +64,7 @@ class BlockPool:
     # -- taking and giving back ------------------------------------------------------------------------
     def reserve(self, count: int, demand: Demand) -> list[Block]:
         """`count` in-flight blocks with one reference each, charged to `demand.tenant`; or PoolFull."""
-        missing = count - len(self.free)
-        if missing > 0:
-            victims = choose_victims(self.leaves.values(), missing, self.policy, demand)
-            if victims is None:
-                raise PoolFull(f"{count} pages wanted, {len(self.free)} free, too few may be evicted")
-            for block, rule in victims:
-                self.evict(block, rule)
+        self.make_room(count, demand)
         taken = []
         for _ in range(count):
             block = Block(self.free.pop(), demand.tenant, State.IN_FLIGHT, demand.now, refs=1)
@@ -78,6 +72,17 @@ class BlockPool:
             self._charge(block)
             taken.append(block)
         return taken
+
+    def make_room(self, count: int, demand: Demand) -> None:
+        """Evict until `count` pages are free; or PoolFull, having changed nothing."""
+        missing = count - len(self.free)
+        if missing <= 0:
+            return
+        victims = choose_victims(self.leaves.values(), missing, self.policy, demand)
+        if victims is None:
+            raise PoolFull(f"{count} pages wanted, {len(self.free)} free, too few may be evicted")
+        for block, rule in victims:
+            self.evict(block, rule)
 
     def publish(
         self, block: Block, key: BlockKey, parent: Block | None, *, speculative_until: float | None = None
@@ -193,6 +198,17 @@ class BlockPool:
         for block, _ in moving:
             self._note_leaf(block)
         self.free = sorted(free, reverse=True)
+
+    def resize(self, pages: int) -> None:
+        """Have pages 0 to `pages` − 1 from now on.
+
+        Raises ValueError, having changed nothing, where one of those to be cut off is not free.
+        """
+        kept = [page for page in self.free if page < pages]
+        if len(self.free) - len(kept) < self.pages - pages:
+            raise ValueError(f"of {self.pages} pages, not all from {pages} on are free")
+        self.free = sorted([*kept, *range(self.pages, pages)], reverse=True)
+        self.pages = pages
 
     def sequences(self) -> list[list[Block]]:
         """Resident blocks as runs that follow each other: from a first block or a fork to the next fork or end."""

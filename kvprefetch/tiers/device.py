@@ -1,4 +1,4 @@
-"""The device pool's memory: one block-major tensor, on a CPU or a GPU."""
+"""The device pool: one block-major tensor, on a CPU or a GPU, over memory that can be given back."""
 
 import re
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from kvprefetch.errors import PoolTooSmall, SettingsError
+from kvprefetch.tiers.segments import open_segments
 
 LAYOUT = "block-major/1"  # [page, layer, k|v, slot, kv head, dim]
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -33,7 +34,8 @@ class DevicePool:
 
     With `has_spare` there is one page more, number `pages`: nobody's, for padding to be written to. Owns the
     memory and gives views of it; which page belongs to whom is the business of `cache.BlockPool`. The memory
-    is not initialised: readers must not look past what was written.
+    is not initialised: readers must not look past what was written. Pages that were released must not be touched
+    before they are backed again.
     """
 
     def __init__(self, shape: PageShape, pages: int, device: torch.device, *, has_spare: bool = False) -> None:
@@ -42,14 +44,23 @@ class DevicePool:
         self.shape, self.pages, self.device = shape, pages, device
         self.spare = pages
         size = (pages + has_spare, shape.layers, 2, shape.block_tokens, shape.kv_heads, shape.head_dim)
-        try:
-            self.tensor = torch.empty(size, dtype=shape.dtype, device=device)
-        except RuntimeError as error:
-            raise SettingsError(f"pool.size: {pages * shape.bytes} bytes cannot be had on {device}") from error
+        self._segments = open_segments((pages + has_spare) * shape.bytes, device)
+        self.tensor = self._segments.raw.view(shape.dtype).view(size)
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of one layer's keys and values, each `[pages, block, kv_heads, head_dim]`."""
         return self.tensor[:, index, 0], self.tensor[:, index, 1]
+
+    def release(self, first: int, end: int) -> int:
+        """Give the memory of pages `[first, end)` back, but for parts of segments; returns the bytes given back.
+
+        No queued device work may touch them. Their content is lost.
+        """
+        return self._segments.release(first * self.shape.bytes, end * self.shape.bytes)
+
+    def back(self, first: int, end: int) -> None:
+        """Have pages `[first, end)` backed by memory again. Raises SettingsError where there is too little."""
+        self._segments.back(first * self.shape.bytes, end * self.shape.bytes)
 
 
 def pool_bytes(size: str, device: torch.device) -> int:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvprefetch.cache.compact import Phase, ordering, packing, runs
+from kvprefetch.cache.compact import Phase, ordering, packing, runs, vacating
 
 
 def carried_out(phases: Iterable[Phase], occupied: Iterable[int]) -> dict[int, int]:
@@ -31,6 +31,23 @@ def test_holes_are_filled_from_the_top() -> None:
 
 def test_a_pinned_page_stays_and_the_others_close_up() -> None:
     assert packing(live=[5, 6, 7], pinned=[6]) == [[(5, 0), (7, 1)]]
+
+
+def test_only_what_lies_beyond_the_end_moves_to_vacate_it() -> None:
+    assert vacating(live=[1, 3, 6, 7], pinned=[], end=5) == [[(6, 0), (7, 2)]]
+    assert vacating(live=[1, 3, 6, 7], pinned=[6], end=5) == [[(7, 0)]]
+    assert vacating(live=[1, 3], pinned=[1], end=5) == []
+
+
+@given(st.sets(st.integers(0, 19)), st.integers(1, 20), st.data())
+def test_nothing_but_pinned_pages_is_left_beyond_the_end(live: set[int], end: int, data: st.DataObject) -> None:
+    pinned = data.draw(st.sets(st.sampled_from(sorted(live)))) if live else set()
+    if len(live - pinned) + len({page for page in pinned if page < end}) > end:
+        return
+    content = carried_out(vacating(live, pinned, end), live)
+    assert all(page < end for page in content.values() if page not in pinned)
+    assert all(content[page] == page for page in pinned)
+    assert sum(content[page] != page for page in live) == sum(page >= end for page in live - pinned)
 
 
 def test_a_sequence_is_laid_out_in_its_order() -> None:

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tiny_pools import BLOCK, owner
 
 from kvprefetch.cache.block import Block, State
+from kvprefetch.cache.compact import Phase, ordering, packing, vacating
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey, block_keys
 from kvprefetch.cache.pool import BlockPool
@@ -116,10 +117,10 @@ class PoolMachine(RuleBasedStateMachine):
         try:
             assert sequence.open(capacity, self.demand) == len(found) * BLOCK
         except PoolTooSmall:
-            assert wanted > PAGES - len(self.doubtful)
+            assert wanted > self.pool.pages - len(self.doubtful)
             assert self.snapshot() == before
         except PoolFull:
-            assert wanted <= PAGES - len(self.doubtful)
+            assert wanted <= self.pool.pages - len(self.doubtful)
             assert self.snapshot() == before
         else:
             assert sequence.blocks[: len(found)] == found
@@ -230,6 +231,40 @@ class PoolMachine(RuleBasedStateMachine):
         unused = sum(block.speculative for block in found)
         assert self.pool.touch(found, self.now) == unused
         assert not any(block.speculative for block in found)
+
+    @rule(order=st.booleans())
+    def compact(self, order: bool) -> None:
+        """Pages move, phase by phase, under whoever is running."""
+        pinned = [b.page for b in self.pool.blocks() if b.refs or b.state is State.QUARANTINED]
+        if order:
+            sequences = [[block.page for block in run] for run in self.pool.sequences()]
+            known = set(chain(*sequences))
+            phases = ordering([*sequences, *([p] for p in pinned if p not in known)], pinned, self.pool.pages)
+        else:
+            phases = packing([b.page for b in self.pool.blocks()], pinned)
+        self.move(phases)
+
+    def move(self, phases: list[Phase]) -> None:
+        for phase in phases:
+            for source, target in phase:
+                self.memory.update({(target, slot): self.memory[source, slot] for slot in range(BLOCK)})
+            self.pool.relocate(phase)
+            self.pool.check()
+            for source, _ in phase:
+                self.memory.update({(source, slot): None for slot in range(BLOCK)})
+
+    @rule(pages=st.integers(1, PAGES))
+    def resize(self, pages: int) -> None:
+        before = self.snapshot()
+        try:
+            self.pool.make_room(self.pool.pages - pages, Demand("", False, self.now))
+        except PoolFull:
+            assert self.snapshot() == before
+            return
+        pinned = [b.page for b in self.pool.blocks() if b.refs or b.state is State.QUARANTINED]
+        self.move(vacating([b.page for b in self.pool.blocks()], pinned, pages))
+        highest = max((b.page for b in self.pool.blocks()), default=-1)
+        self.pool.resize(max(pages, highest + 1))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 10.0]))
     def pass_time(self, seconds: float) -> None:
