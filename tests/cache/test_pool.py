@@ -247,14 +247,29 @@ def test_relocated_blocks_are_found_where_they_are_now_and_go_leaf_first_as_befo
 
 
 def test_what_may_not_move_is_refused_and_nothing_is_changed() -> None:
-    pool = BlockPool(8)
+    pool = BlockPool(10)
     unheld = keep(pool, "aaaabbbb")[0].page
-    held = opened(pool, "ccccdddd").blocks[0].page
+    keep(pool, "cccc")
+    shared, private = (block.page for block in opened(pool, "ccccdddd").blocks)
     before = snapshot(pool)
-    for moves in ([(held, 7)], [(7, 6)], [(unheld, held)], [(unheld, 7), (unheld, 7)], [(unheld, 6), (unheld, 7)]):
+    for moves in ([(shared, 7)], [(private, 7)], [(7, 6)], [(unheld, private)], [(unheld, 7), (unheld, 7)], [(unheld, 6), (unheld, 7)]):
         with pytest.raises(ValueError, match=r"no resident block that may move|is not free"):
             pool.relocate(moves)
         assert snapshot(pool) == before
+
+
+def test_another_size_takes_free_pages_alone() -> None:
+    pool = BlockPool(8)
+    keep(pool, "aaaabbbb")
+    pool.relocate([(0, 5)])
+    before = snapshot(pool)
+    with pytest.raises(ValueError, match="not all from 5 on are free"):
+        pool.resize(5)
+    assert snapshot(pool) == before
+    for pages in (6, 9):
+        pool.resize(pages)
+        pool.check()
+        assert pool.free_pages == pages - 2
 
 
 def test_sequences_part_at_forks() -> None:
