@@ -24,7 +24,7 @@ _WIDTH = 2_048  # words of one step of a program
 
 def checksum_pages_reference(source: Pages, listed: Sequence[int]) -> torch.Tensor:
     """int64 `[len(listed)]` on the pages' device. Raises ValueError unless fragments are whole words."""
-    _check(source, listed)
+    check(source, listed)
     index = torch.tensor(listed, dtype=torch.int64, device=source.device)
     raw = torch.cat([plane[index] for plane in source.planes], dim=1)
     words = raw.view(torch.int32).to(torch.int64) & _LOW
@@ -42,8 +42,8 @@ def _mix(h: torch.Tensor) -> torch.Tensor:
 
 def checksum_pages(source: Pages, listed: Sequence[int]) -> torch.Tensor:
     """The same by a kernel on the current stream; the result is on the pages' device. Does not wait."""
-    _check(source, listed)
-    sums = torch.zeros((len(listed), 2), dtype=torch.int32, device=source.device)
+    check(source, listed)
+    sums = new_sums(len(listed), source.device)
     if listed:
         index = torch.tensor(listed, dtype=torch.int64).to(source.device)
         words = source.fragment // 4
@@ -51,11 +51,21 @@ def checksum_pages(source: Pages, listed: Sequence[int]) -> torch.Tensor:
         grid = (len(listed), len(source.planes), min(chunks, 16))
         table = source.table(source.device)
         _checksum[grid](table, index, sums, words, chunks, *SEEDS, ALIGNMENT=min(source.alignment, 16), WIDTH=_WIDTH)
+    return joined(sums)
+
+
+def new_sums(pages: int, device: torch.device) -> torch.Tensor:
+    """What kernels add to: int32 `[pages, 2]`, the halves of each page's sum."""
+    return torch.zeros((pages, 2), dtype=torch.int32, device=device)
+
+
+def joined(sums: torch.Tensor) -> torch.Tensor:
+    """The halves as one int64 a page."""
     wide = sums.to(torch.int64) & _LOW
     return (wide[:, 0] << 32) | wide[:, 1]
 
 
-def _check(source: Pages, listed: Sequence[int]) -> None:
+def check(source: Pages, listed: Sequence[int]) -> None:
     if source.alignment < 4:
         raise ValueError(f"checksums are of whole 32-bit words; fragments of {source.fragment} bytes are not")
     if listed and not (min(listed) >= 0 and max(listed) < source.pages):
@@ -63,7 +73,7 @@ def _check(source: Pages, listed: Sequence[int]) -> None:
 
 
 @triton.jit
-def _fmix(h):
+def fmix(h):
     h = (h ^ (h >> 16)) * 0x85EBCA6B
     h = (h ^ (h >> 13)) * 0xC2B2AE35
     return h ^ (h >> 16)
@@ -83,7 +93,7 @@ def _checksum(table, listed, sums, words, chunks, seed_high, seed_low, ALIGNMENT
         mask = at < words
         word = tl.load(source + at, mask=mask, other=0).to(tl.uint32, bitcast=True)
         number = (at + plane * words).to(tl.uint32) * 0x9E3779B9
-        high += tl.where(mask, _fmix(word ^ (number + seed_high.to(tl.uint32))), 0)
-        low += tl.where(mask, _fmix(word ^ (number + seed_low.to(tl.uint32))), 0)
+        high += tl.where(mask, fmix(word ^ (number + seed_high.to(tl.uint32))), 0)
+        low += tl.where(mask, fmix(word ^ (number + seed_low.to(tl.uint32))), 0)
     tl.atomic_add(sums + 2 * row, tl.sum(high, 0).to(tl.int32, bitcast=True))
     tl.atomic_add(sums + 2 * row + 1, tl.sum(low, 0).to(tl.int32, bitcast=True))

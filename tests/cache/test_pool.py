@@ -252,7 +252,14 @@ def test_what_may_not_move_is_refused_and_nothing_is_changed() -> None:
     keep(pool, "cccc")
     shared, private = (block.page for block in opened(pool, "ccccdddd").blocks)
     before = snapshot(pool)
-    for moves in ([(shared, 7)], [(private, 7)], [(7, 6)], [(unheld, private)], [(unheld, 7), (unheld, 7)], [(unheld, 6), (unheld, 7)]):
+    for moves in (
+        [(shared, 7)],
+        [(private, 7)],
+        [(7, 6)],
+        [(unheld, private)],
+        [(unheld, 7), (unheld, 7)],
+        [(unheld, 6), (unheld, 7)],
+    ):
         with pytest.raises(ValueError, match=r"no resident block that may move|is not free"):
             pool.relocate(moves)
         assert snapshot(pool) == before

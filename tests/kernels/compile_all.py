@@ -24,14 +24,16 @@ DIVISIBLE = [["tt.divisibility", 16]]
 
 def cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, bool]]:
     """Name, kernel, signature, constants, warps, whether it moves 16 bytes at once."""
-    table = {"sources": "*i64", "targets": "*i64", "taken": "*i64", "given": "*i64"}
-    counts = {"pairs": "i32", "planes": "i32", "chunks": "i32", "vectors": "i32"}
+    table = {"sources": "*i64", "targets": "*i64", "taken": "*i64", "given": "*i64", "sums": "*i32"}
+    counts = dict.fromkeys(("pairs", "planes", "chunks", "vectors", "seed_high", "seed_low"), "i32")
     for warps in (8, 16):
         for lines, width in ((1, 4096), (4, 1024), (8, 512)):
-            constants = {"LINES": lines, "WIDTH": width, "ALIGNMENT": 16, "WORD": 4}
-            yield f"copy {lines}x{width}, {warps} warps", copy._copy, {**table, **counts}, constants, warps, True
+            for checked in (False, True):
+                constants = {"LINES": lines, "WIDTH": width, "ALIGNMENT": 16, "WORD": 4, "CHECKED": checked}
+                name = f"copy {lines}x{width}, {warps} warps{', checked' * checked}"
+                yield name, copy._copy, {**table, **counts}, constants, warps, True
     for alignment, word in ((8, 8), (4, 4), (2, 2), (1, 1)):
-        constants = {"LINES": 1, "WIDTH": 1024, "ALIGNMENT": alignment, "WORD": word}
+        constants = {"LINES": 1, "WIDTH": 1024, "ALIGNMENT": alignment, "WORD": word, "CHECKED": False}
         yield f"copy aligned to {alignment}", copy._copy, {**table, **counts}, constants, 8, False
     sums = {"table": "*i64", "listed": "*i64", "sums": "*i32"}
     sums |= {"words": "i32", "chunks": "i32", "seed_high": "i32", "seed_low": "i32"}

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvprefetch_kernels.checksum import SEEDS, checksum_pages, checksum_pages_reference
+from kvprefetch_kernels.copy import copy_checked_pages, copy_checked_pages_reference
 from kvprefetch_kernels.pages import describe
-from layouts import DEVICE, LAYOUTS, fill, poison
+from layouts import DEVICE, LAYOUTS, fill, page_bytes, poison
 
 
 def by_definition(data: bytes) -> int:
@@ -37,6 +38,32 @@ def test_every_layout_gives_the_sum_of_the_definition(layout: str, checksum: obj
     found = checksum(pages, listed).tolist()  # type: ignore[operator]
     raw = [b"".join(bytes(plane[page].tolist()) for plane in pages.planes) for page in listed]
     assert found == [signed(by_definition(data)) for data in raw]
+
+
+@pytest.mark.parametrize("copy", [copy_checked_pages, copy_checked_pages_reference])
+@pytest.mark.parametrize("to", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checked_copy_gives_the_sums_of_what_it_copied(layout: str, to: str, copy: object) -> None:
+    """Whatever the two layouts: the order of a page's bytes is the same in all."""
+    (_, source), (_, target) = LAYOUTS[layout](5, torch.bfloat16), LAYOUTS[to](5, torch.bfloat16)
+    fill(source, 2)
+    poison(target)
+    taken, given_ = [3, 0, 3], [1, 4, 2]
+    sums = copy(source, target, taken, given_)  # type: ignore[operator]
+    assert torch.equal(sums, checksum_pages_reference(source, taken))
+    assert torch.equal(checksum_pages_reference(target, given_), sums)
+    assert copy(source, target, [], []).shape == (0,)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("size", [4, 8, 24, 16_384, 16_392, 50_000])
+def test_a_checked_copy_of_any_size(size: int) -> None:
+    source, target = (describe(torch.empty((3, size), dtype=torch.uint8, device=DEVICE)) for _ in "st")
+    fill(source, 3)
+    poison(target)
+    assert torch.equal(copy_checked_pages(source, target, [2, 0], [0, 1]), checksum_pages_reference(source, [2, 0]))
+    assert torch.equal(page_bytes(target)[[0, 1]], page_bytes(source)[[2, 0]])
+    with pytest.raises(ValueError, match="whole 32-bit words"):
+        copy_checked_pages(*(describe(torch.empty((2, 6), dtype=torch.uint8)) for _ in "st"), [0], [0])
 
 
 @pytest.mark.parametrize("size", [4, 12, 16, 8_192, 8_196, 50_000])
