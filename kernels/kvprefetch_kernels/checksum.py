@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kvprefetch_kernels.pages import Pages
+from kvprefetch_kernels.pages import Pages, send
 
 SEEDS = (0x5BD1E995, 0x2545F491)
 _STEP = 0x9E3779B9
@@ -45,12 +45,21 @@ def checksum_pages(source: Pages, listed: Sequence[int]) -> torch.Tensor:
     check(source, listed)
     sums = new_sums(len(listed), source.device)
     if listed:
-        index = torch.tensor(listed, dtype=torch.int64).to(source.device)
+        numbers = send([*source.table(), *listed], source.device)
+        index = numbers[2 * len(source.planes) :]
         words = source.fragment // 4
         chunks = triton.cdiv(words, _WIDTH)
         grid = (len(listed), len(source.planes), min(chunks, 16))
-        table = source.table(source.device)
-        _checksum[grid](table, index, sums, words, chunks, *SEEDS, ALIGNMENT=min(source.alignment, 16), WIDTH=_WIDTH)
+        _checksum[grid](
+            numbers,
+            index,
+            sums,
+            words,
+            chunks,
+            *SEEDS,
+            ALIGNMENT=min(source.alignment, 16),
+            WIDTH=_WIDTH,
+        )
     return joined(sums)
 
 

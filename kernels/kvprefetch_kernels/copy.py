@@ -5,14 +5,14 @@ by the same kernel over the bus; there the pages' checksums can be taken on the 
 operations for 4 bytes: far below what a few multiprocessors do at the bus's rate, too many at the memory's).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
 import triton.language as tl
 
 from kvprefetch_kernels.checksum import SEEDS, check, checksum_pages_reference, fmix, joined, new_sums
-from kvprefetch_kernels.pages import Pages
+from kvprefetch_kernels.pages import Pages, send
 
 _TILE_BYTES = 16_384  # of one program's step: 16 bytes of 4 to 8 loads in flight a thread
 _PROGRAMS_PER_SM = 4
@@ -38,10 +38,16 @@ def copy_pages(
     the stream has passed the copy; device memory is kept by the allocator. Raises ValueError for page lists
     that are out of range, of different lengths, or repeat a target, and for pools that do not fit.
     """
+    prepare_copy(source, target, taken, given, max_sms=max_sms)()
+
+
+def prepare_copy(
+    source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int], *, max_sms: int | None = None
+) -> Callable[[], None]:
+    """What `copy_pages` does, checked and with its lists on the way to the device: call it as often as wanted."""
     source, target = fitting(source, target)
     check_lists(source, target, taken, given)
-    if taken:
-        _launch(source, target, taken, given, max_sms, None)
+    return _prepare(source, target, taken, given, max_sms, None) if taken else lambda: None
 
 
 def copy_checked_pages_reference(
@@ -62,7 +68,7 @@ def copy_checked_pages(
     check_lists(source, target, taken, given)
     sums = new_sums(len(taken), _device(source, target))
     if taken:
-        _launch(source, target, taken, given, max_sms, sums)
+        _prepare(source, target, taken, given, max_sms, sums)()
     return joined(sums)
 
 
@@ -70,14 +76,14 @@ def _device(source: Pages, target: Pages) -> torch.device:
     return target.device if target.device.type == "cuda" else source.device
 
 
-def _launch(
+def _prepare(
     source: Pages,
     target: Pages,
     taken: Sequence[int],
     given: Sequence[int],
     max_sms: int | None,
     sums: torch.Tensor | None,
-) -> None:
+) -> Callable[[], None]:
     device = _device(source, target)
     alignment = min(source.alignment, target.alignment)
     word = 8 if alignment == 8 and sums is None else min(alignment, 4)
@@ -87,29 +93,32 @@ def _launch(
     lines = tile // width
     chunks = triton.cdiv(words, width)
     items = len(taken) * len(source.planes) * chunks
-    lists = torch.tensor([taken, given], dtype=torch.int64).to(device)
-    _copy[(_programs(device, triton.cdiv(items, lines), max_sms),)](
-        source.table(device),
-        target.table(device),
-        lists[0],
-        lists[1],
-        lists if sums is None else sums,
-        len(taken),
-        len(source.planes),
-        chunks,
-        words * word // alignment,
-        *SEEDS,
-        LINES=lines,
-        WIDTH=width,
-        ALIGNMENT=alignment,
-        WORD=word,
-        CHECKED=sums is not None,
-        num_warps=8 if max_sms is None else 16,
-    )
-    if device.type == "cuda":
+    numbers = send([*source.table(), *target.table(), *taken, *given], device)
+    tables, lists = numbers[: 4 * len(source.planes)].view(2, -1), numbers[4 * len(source.planes) :].view(2, -1)
+    launch = _copy[(_programs(device, triton.cdiv(items, lines), max_sms),)]
+
+    def run() -> None:
+        launch(
+            *tables,
+            *lists,
+            lists if sums is None else sums,
+            len(taken),
+            len(source.planes),
+            chunks,
+            words * word // alignment,
+            *SEEDS,
+            LINES=lines,
+            WIDTH=width,
+            ALIGNMENT=alignment,
+            WORD=word,
+            CHECKED=sums is not None,
+            num_warps=8 if max_sms is None else 16,
+        )
         for plane in (*source.planes, *target.planes):
             if plane.is_cuda:
                 plane.record_stream(torch.cuda.current_stream(device))
+
+    return run
 
 
 def fitting(source: Pages, target: Pages) -> tuple[Pages, Pages]:
@@ -145,7 +154,11 @@ def _programs(device: torch.device, needed: int, max_sms: int | None) -> int:
     return min(needed, _PROGRAMS_PER_SM * int(count))
 
 
-@triton.jit
+# Compiled once for a fragment size, whatever the lists: nobody waits for a compiler while serving.
+@triton.jit(
+    do_not_specialize=["pairs", "planes", "chunks", "vectors", "seed_high", "seed_low"],
+    do_not_specialize_on_alignment=["sources", "targets", "taken", "given", "sums"],
+)
 def _copy(
     sources,
     targets,

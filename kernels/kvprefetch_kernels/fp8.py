@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kvprefetch_kernels.pages import send
+
 LARGEST = 448.0  # of e4m3
 _DTYPES = (torch.bfloat16, torch.float16)
 
@@ -116,10 +118,10 @@ def _launch(
 ) -> None:
     first = parts[0]
     _, block, heads, dim = first.shape
-    numbers = torch.tensor([*listed, *(part.data_ptr() for part in parts)], dtype=torch.int64).to(first.device)
+    numbers = send([*(part.data_ptr() for part in parts), *listed], first.device)
     kernel[(len(listed), len(parts), heads)](
-        numbers[len(listed) :],
-        numbers[: len(listed)],
+        numbers,
+        numbers[len(parts) :],
         *packed,
         *first.stride()[:3],
         block,
@@ -155,7 +157,7 @@ def _places(
     return places, offsets, (token < block) & (column < dim), head_of_page
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["table", "listed"])
 def _pack(
     table, listed, values, scales, page_step, token_step, head_step, block, dim,
     DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, MOST: tl.constexpr,
@@ -177,7 +179,7 @@ def _pack(
     tl.store(values + offsets, tl.where(is_finite, code | sign, 0x7F).to(tl.uint8), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["table", "listed"])
 def _unpack(
     table, listed, values, scales, page_step, token_step, head_step, block, dim,
     DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, MOST: tl.constexpr,

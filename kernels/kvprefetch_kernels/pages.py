@@ -48,16 +48,21 @@ class Pages:
         numbers = [self.fragment, *(n for plane in self.planes for n in (plane.data_ptr(), plane.stride(0)))]
         return gcd(16, *numbers)
 
-    def table(self, device: torch.device) -> torch.Tensor:
-        """int64 `[planes, 2]` on `device`: address of page 0's fragment, bytes from page to page."""
-        rows = [[plane.data_ptr(), plane.stride(0)] for plane in self.planes]
-        return torch.tensor(rows, dtype=torch.int64).to(device)
+    def table(self) -> list[int]:
+        """For each plane: address of page 0's fragment, bytes from page to page."""
+        return [number for plane in self.planes for number in (plane.data_ptr(), plane.stride(0))]
 
     def split(self, fragment: int) -> "Pages":
         """The same pages in planes of `fragment` bytes, in the same order of bytes. Raises ValueError."""
         if fragment < 1 or self.fragment % fragment:
             raise ValueError(f"fragments of {self.fragment} bytes cannot be split into fragments of {fragment}")
         return Pages(tuple(part for plane in self.planes for part in torch.split(plane, fragment, dim=1)))
+
+
+def send(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """int64 `[numbers]` on `device`. Through pinned memory, so that nobody waits for the device."""
+    is_cuda = device.type == "cuda"
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=is_cuda).to(device, non_blocking=True)
 
 
 def describe(tensors: torch.Tensor | Sequence[torch.Tensor], page_dim: int = 0) -> Pages:

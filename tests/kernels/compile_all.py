@@ -49,7 +49,8 @@ def cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, boo
 def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int, arch: int) -> Any:
     """The kernel for `sm_<arch>`, its pointers and sizes as aligned as launches give them."""
     names = kernel.arg_names
-    aligned = {(names.index(n),): DIVISIBLE for n in signature if n != "chunks"}
+    exempt = {*(kernel.do_not_specialize or ()), *(kernel.do_not_specialize_on_alignment or ()), "chunks"}
+    aligned = {(names.index(n),): DIVISIBLE for n in signature if n not in exempt}
     full = {**signature, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(kernel, full, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
