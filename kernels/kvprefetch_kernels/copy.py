@@ -93,6 +93,8 @@ def _prepare(
     lines = tile // width
     chunks = triton.cdiv(words, width)
     items = len(taken) * len(source.planes) * chunks
+    if items >= 2**31:
+        raise ValueError(f"{items} fragments are more than one launch can copy")
     numbers = send([*source.table(), *target.table(), *taken, *given], device)
     tables, lists = numbers[: 4 * len(source.planes)].view(2, -1), numbers[4 * len(source.planes) :].view(2, -1)
     launch = _copy[(_programs(device, triton.cdiv(items, lines), max_sms),)]
@@ -185,7 +187,7 @@ def _copy(
         kind: tl.constexpr = tl.int16  # type: ignore[no-redef]
     else:
         kind: tl.constexpr = tl.int8  # type: ignore[no-redef]
-    total = tl.cast(pairs, tl.int64) * planes * chunks
+    total = pairs * planes * chunks  # of steps, each of up to a tile: 32 bits are enough; offsets have 64
     line = tl.arange(0, LINES)[:, None]
     word = tl.arange(0, WIDTH)[None, :]
     for first in range(tl.program_id(0) * LINES, total, tl.num_programs(0) * LINES):
