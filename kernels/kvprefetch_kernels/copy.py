@@ -16,17 +16,19 @@ from kvprefetch_kernels.pages import Pages, send
 
 _TILE_BYTES = 16_384  # of one program's step: 16 bytes of 4 to 8 loads in flight a thread
 _PROGRAMS_PER_SM = 4
+_STAGED_BYTES = 2**22  # that the reference has in hand: 3 to 9 times faster on a CPU than all of them at once
 
 
 def copy_pages_reference(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int]) -> None:
     """`target` page `given[i]` becomes `source` page `taken[i]`. Checks as `copy_pages`; any devices."""
     source, target = fitting(source, target)
     check_lists(source, target, taken, given)
-    if not taken:
-        return
-    for from_plane, to_plane in zip(source.planes, target.planes, strict=True):
-        rows = from_plane[torch.tensor(taken, device=from_plane.device)]
-        to_plane[torch.tensor(given, device=to_plane.device)] = rows.to(to_plane.device)
+    take, give = send(taken, source.device), send(given, target.device)
+    step = max(1, _STAGED_BYTES // source.fragment)
+    for from_plane, to_plane in zip(source.widened(), target.widened(), strict=True):
+        for at in range(0, len(taken), step):
+            rows = torch.index_select(from_plane, 0, take[at : at + step])
+            to_plane.index_copy_(0, give[at : at + step], rows.to(to_plane.device))
 
 
 def copy_pages(
@@ -93,7 +95,7 @@ def _prepare(
     lines = tile // width
     chunks = triton.cdiv(words, width)
     items = len(taken) * len(source.planes) * chunks
-    if items >= 2**31:
+    if items >= 2**30:
         raise ValueError(f"{items} fragments are more than one launch can copy")
     numbers = send([*source.table(), *target.table(), *taken, *given], device)
     tables, lists = numbers[: 4 * len(source.planes)].view(2, -1), numbers[4 * len(source.planes) :].view(2, -1)

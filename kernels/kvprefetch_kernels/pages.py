@@ -48,6 +48,12 @@ class Pages:
         numbers = [self.fragment, *(n for plane in self.planes for n in (plane.data_ptr(), plane.stride(0)))]
         return gcd(16, *numbers)
 
+    def widened(self) -> tuple[torch.Tensor, ...]:
+        """The planes as int64 `[pages, fragment / 8]` where they allow it, which torch's indexing moves faster."""
+        if self.alignment % 8 or any(plane.storage_offset() % 8 for plane in self.planes):
+            return self.planes
+        return tuple(plane.view(torch.int64) for plane in self.planes)
+
     def table(self) -> list[int]:
         """For each plane: address of page 0's fragment, bytes from page to page."""
         return [number for plane in self.planes for number in (plane.data_ptr(), plane.stride(0))]

@@ -1,7 +1,7 @@
 """Copies by the driver: one for each run of neighbouring pages, many in one call where `cuda-bindings` is there."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,14 +16,24 @@ Descriptor = tuple[int, int, int, int]  # plane, first source page, first target
 
 def copy_by_driver(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int], *, batched: bool) -> None:
     """As `ops.copy.copy_pages`, on the current stream. `batched` only between memory that the driver need not stage."""
+    prepare_by_driver(source, target, taken, given, batched=batched)()
+
+
+def prepare_by_driver(
+    source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int], *, batched: bool
+) -> Callable[[], None]:
+    """What `copy_by_driver` does, checked and with its copies laid out: call it as often as wanted."""
     source, target = fitting(source, target)
     check_lists(source, target, taken, given)
     copies = list(descriptors(source, target, taken, given))
     if batched and len(copies) > _ONE_BY_ONE and (runtime := _runtime()) is not None:
-        _batch(runtime, source, target, copies)
-        return
-    for plane, start, to, count in copies:
-        target.planes[plane][to : to + count].copy_(source.planes[plane][start : start + count], non_blocking=True)
+        return _batch(runtime, source, target, copies)
+
+    def run() -> None:
+        for plane, start, to, count in copies:
+            target.planes[plane][to : to + count].copy_(source.planes[plane][start : start + count], non_blocking=True)
+
+    return run
 
 
 def descriptors(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int]) -> Iterator[Descriptor]:
@@ -47,6 +57,14 @@ def runs_of(taken: Sequence[int], given: Sequence[int]) -> Iterator[tuple[int, i
         at = end
 
 
+def copy_bytes(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int]) -> int:
+    """Bytes of one such copy, on average over the lists' runs."""
+    fragment = min(source.fragment, target.fragment)
+    if any(plane.stride(0) != fragment for plane in (*source.planes, *target.planes)):
+        return fragment
+    return fragment * len(taken) // max(1, sum(1 for _ in runs_of(taken, given)))
+
+
 @cache
 def _runtime() -> Any:
     """CUDA's runtime with batched copies (since 12.8), or None."""
@@ -60,7 +78,7 @@ def _runtime() -> Any:
     return runtime
 
 
-def _batch(runtime: Any, source: Pages, target: Pages, copies: Sequence[Descriptor]) -> None:
+def _batch(runtime: Any, source: Pages, target: Pages, copies: Sequence[Descriptor]) -> Callable[[], None]:
     device = target.device if target.device.type == "cuda" else source.device
     froms = [(plane.data_ptr(), plane.stride(0)) for plane in source.planes]
     tos = [(plane.data_ptr(), plane.stride(0)) for plane in target.planes]
@@ -69,16 +87,22 @@ def _batch(runtime: Any, source: Pages, target: Pages, copies: Sequence[Descript
     sizes = [count * source.fragment for _, _, _, count in copies]
     attributes = runtime.cudaMemcpyAttributes()
     attributes.srcAccessOrder = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
-    current = torch.cuda.current_stream(device)
-    stream = current if current.cuda_stream else _side_stream(device)  # the legacy default stream takes no batches
-    if stream is not current:
-        stream.wait_stream(current)
     count = len(copies)
-    code, *_ = runtime.cudaMemcpyBatchAsync(targets, sources, sizes, count, [attributes], [0], 1, stream.cuda_stream)
-    if stream is not current:
-        current.wait_stream(stream)
-    if code != runtime.cudaError_t.cudaSuccess:
-        raise RuntimeError(f"a batch of {count} copies failed: {code.name}")
+
+    def run() -> None:
+        current = torch.cuda.current_stream(device)
+        stream = current if current.cuda_stream else _side_stream(device)  # the legacy default stream takes no batches
+        if stream is not current:
+            stream.wait_stream(current)
+        code, *_ = runtime.cudaMemcpyBatchAsync(
+            targets, sources, sizes, count, [attributes], [0], 1, stream.cuda_stream
+        )
+        if stream is not current:
+            current.wait_stream(stream)
+        if code != runtime.cudaError_t.cudaSuccess:
+            raise RuntimeError(f"a batch of {count} copies failed: {code.name}")
+
+    return run
 
 
 @cache

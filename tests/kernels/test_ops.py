@@ -16,8 +16,6 @@ from kvprefetch.ops.driver import copy_by_driver, descriptors, runs_of
 from kvprefetch.ops.fp8 import pack_pages, unpack_pages
 from kvprefetch.ops.pending import Pending
 
-ON_CPU = not torch.cuda.is_available()
-
 
 @given(st.lists(st.integers(0, 9), max_size=10), st.permutations(range(10)))
 def test_runs_cover_every_pair_once_and_in_order(taken: list[int], order: list[int]) -> None:
@@ -64,10 +62,26 @@ def test_pages_gather_into_a_staging_buffer_and_scatter_from_it(layout: str) -> 
     assert bool((page_bytes(pool)[[1, 2, 4, 5, 6, 8]] == 255).all())
 
 
-@pytest.mark.skipif(not ON_CPU, reason="says what is done without a GPU")
-def test_on_a_cpu_torch_copies() -> None:
-    _, pool = LAYOUTS["block-major"](9, torch.bfloat16)
-    assert method(pool, pool) == "index"
+def test_on_a_cpu_small_fragments_are_indexed_and_large_ones_copied() -> None:
+    for fragment, chosen in ((4_096, "index"), (131_072, "index"), (131_088, "runs")):
+        source, target = (describe(torch.empty((3, fragment), dtype=torch.uint8)) for _ in "st")
+        assert method(source, target, [2, 1], [0, 2]) == chosen
+        fill(source, 5)
+        poison(target)
+        copy_pages(source, target, [2, 1], [0, 2])
+        assert torch.equal(target.planes[0][[0, 2]], source.planes[0][[2, 1]])
+        assert bool((target.planes[0][1] == 255).all())
+
+
+def test_neighbouring_pages_count_as_one_large_copy() -> None:
+    """Where they touch each other in memory, on both sides."""
+    pool = describe(torch.empty((64, 8_192), dtype=torch.uint8))
+    apart = describe(torch.empty((64, 8_208), dtype=torch.uint8)[:, :8_192])
+    run, scattered = list(range(32)), list(range(0, 64, 2))
+    assert method(pool, pool, run, list(range(32, 64))) == "runs"
+    assert method(pool, pool, scattered, run) == "index"
+    assert method(pool, apart, run, run) == "index"
+    assert method(pool, pool, [], []) == "index"
 
 
 def test_packing_is_there_on_any_device() -> None:
