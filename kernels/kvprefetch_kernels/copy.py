@@ -118,9 +118,9 @@ def _prepare(
             CHECKED=sums is not None,
             num_warps=8 if max_sms is None else 16,
         )
-        for plane in (*source.planes, *target.planes):
-            if plane.is_cuda:
-                plane.record_stream(torch.cuda.current_stream(device))
+        for memory in (*source.memories(), *target.memories()):
+            if memory.is_cuda:
+                memory.record_stream(torch.cuda.current_stream(device))
 
     return run
 
@@ -144,9 +144,19 @@ def check_lists(source: Pages, target: Pages, taken: Sequence[int], given: Seque
     unique = set(given)
     if len(unique) != len(given):
         raise ValueError("a target page is listed more than once")
-    is_shared = not {p.data_ptr() for p in source.planes}.isdisjoint(p.data_ptr() for p in target.planes)
-    if is_shared and not unique.isdisjoint(taken):
+    if _overlap(source, target, taken, given):
         raise ValueError("a page is both source and target: the order of the copies would decide what it gets")
+
+
+def _overlap(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int]) -> bool:
+    """Whether a byte would be both read and written."""
+    if not taken or {m.data_ptr() for m in source.memories()}.isdisjoint(m.data_ptr() for m in target.memories()):
+        return False
+    if source.table() == target.table():
+        return not set(given).isdisjoint(taken)
+    reads, writes = source.addresses(taken).sort().values, target.addresses(given)  # other views of the same memory
+    following = torch.searchsorted(reads, writes - source.fragment + 1).clamp(max=len(reads) - 1)
+    return bool(((reads[following] - writes).abs() < source.fragment).any())
 
 
 def _programs(device: torch.device, needed: int, max_sms: int | None) -> int:

@@ -58,6 +58,15 @@ class Pages:
         """For each plane: address of page 0's fragment, bytes from page to page."""
         return [number for plane in self.planes for number in (plane.data_ptr(), plane.stride(0))]
 
+    def addresses(self, listed: Sequence[int]) -> torch.Tensor:
+        """int64 `[planes · listed]`, on the CPU: where the pages' fragments begin."""
+        numbers = torch.tensor(listed, dtype=torch.int64)
+        return torch.cat([plane.data_ptr() + plane.stride(0) * numbers for plane in self.planes])
+
+    def memories(self) -> list[torch.Tensor]:
+        """One tensor of each storage that the planes are views of, all of it."""
+        return list({plane.untyped_storage().data_ptr(): _whole(plane) for plane in self.planes}.values())
+
     def split(self, fragment: int) -> "Pages":
         """The same pages in planes of `fragment` bytes, in the same order of bytes. Raises ValueError."""
         if fragment < 1 or self.fragment % fragment:
@@ -100,7 +109,12 @@ def _planes(tensor: torch.Tensor, page_dim: int) -> Iterator[torch.Tensor]:
         fragment *= view.shape[inner]
     outer = view.shape[1:inner]
     size = view.element_size()
-    raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    raw = _whole(tensor)
     for index in product(*map(range, outer)):
         start = view.storage_offset() + sum(i * step for i, step in zip(index, view.stride()[1:inner], strict=True))
         yield raw.as_strided((view.shape[0], fragment * size), (view.stride(0) * size, 1), start * size)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of the storage that `tensor` is a view of."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

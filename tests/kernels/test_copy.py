@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from kvprefetch_kernels.copy import copy_pages, copy_pages_reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kvprefetch_kernels.copy import check_lists, copy_pages, copy_pages_reference
 from kvprefetch_kernels.pages import Pages, describe
 from layouts import DEVICE, DTYPES, LAYOUTS, fill, page_bytes, poison
 
@@ -134,6 +136,37 @@ def test_a_page_that_is_both_source_and_target_is_refused() -> None:
     _, pool = LAYOUTS["layer-major"](PAGES, torch.int8)
     with pytest.raises(ValueError, match="both source and target"):
         copy_pages(pool, pool, [1, 2], [2, 3])
+
+
+def bytes_of(pages: Pages, listed: list[int]) -> set[int]:
+    """Addresses of every byte of these pages."""
+    return {a for p in pages.planes for n in listed for a in range(p[n].data_ptr(), p[n].data_ptr() + pages.fragment)}
+
+
+def cut(start: int, planes: int) -> Pages:
+    """Four pages of `planes` fragments of 8 bytes, from byte `start` of one memory."""
+    return describe(list(MEMORY[start : start + 32 * planes].view(4, planes, 8).unbind(1)))
+
+
+MEMORY = torch.zeros(1024, dtype=torch.uint8, device=DEVICE)
+cuts = st.tuples(st.integers(0, 20), st.integers(0, 20), st.sampled_from([1, 2, 4]))
+few = st.lists(st.integers(0, 3), min_size=1, max_size=2, unique=True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(cuts, few, few)
+def test_other_views_of_the_same_memory_are_seen_through(
+    cuts: tuple[int, int, int], a: list[int], b: list[int]
+) -> None:
+    """Pages that start elsewhere: refused exactly where a byte would be both read and written."""
+    source, target = cut(cuts[0], cuts[2]), cut(cuts[1], cuts[2])
+    size = min(len(a), len(b))
+    taken, given_ = a[:size], b[:size]
+    if bytes_of(source, taken) & bytes_of(target, given_):
+        with pytest.raises(ValueError, match="both source and target"):
+            check_lists(source, target, taken, given_)
+    else:
+        check_lists(source, target, taken, given_)
 
 
 def test_pages_of_different_sizes_are_refused() -> None:
