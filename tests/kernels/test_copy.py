@@ -156,7 +156,7 @@ pairs = st.permutations(range(4)).map(lambda order: list(order[:2]))
 @settings(max_examples=300, deadline=None)
 @given(cuts, pairs, pairs)
 def test_other_views_of_the_same_memory_are_seen_through(
-    cuts: tuple[int, int, int], a: list[int], b: list[int]
+    cuts: tuple[int, int, int], taken: list[int], to: list[int]
 ) -> None:
     """Pages that start elsewhere: refused exactly where a byte would be both read and written."""
     source, target = cut(cuts[0], cuts[2]), cut(cuts[1], cuts[2])
