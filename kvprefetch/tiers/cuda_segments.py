@@ -42,6 +42,7 @@ class _Range:
         self.properties.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         self.properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
         self.properties.location.id = device
+        self.properties.win32HandleMetaData = 0  # else a null pointer object, which the driver refuses
         least = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         grain = _ask(driver.cuMemGetAllocationGranularity(self.properties, least))
         self.segment: int = -(-SEGMENT // grain) * grain
