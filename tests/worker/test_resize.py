@@ -10,6 +10,7 @@ from workers import Bench, cold_answer, local, text
 
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.errors import PoolFull, PoolTooSmall, SettingsError
+from kvprefetch.outcomes import Outcome
 from kvprefetch.tiers.device import DevicePool, PageShape
 from kvprefetch.worker.resize import resize
 
@@ -120,3 +121,13 @@ def test_it_can_be_asked_for_in_process(open_tiny: Open) -> None:
         with pytest.raises(PoolTooSmall, match="the pool has 16"):
             kv.generate(token_ids=text(1, 600), max_tokens=4)
         assert kv.resize(str(64 * engine.shape.bytes)).pages == 64
+
+
+def test_a_hint_that_no_longer_fits_is_clipped(open_tiny: Open) -> None:
+    engine = open_tiny()
+    with local(engine) as kv:
+        kv.resize(str(8 * engine.shape.bytes))
+        result = kv.prefetch(kv.context(token_ids=text(2, 300))).wait(timeout_s=60)
+        assert (result.outcome, result.tokens) == (Outcome.CLIPPED, 8 * engine.block_tokens)
+        kv.resize(str(64 * engine.shape.bytes))
+        assert kv.prefetch(kv.context(token_ids=text(2, 300))).wait(timeout_s=60).outcome is Outcome.WARM
