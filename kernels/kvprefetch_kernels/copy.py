@@ -118,7 +118,7 @@ def _prepare(
             CHECKED=sums is not None,
             num_warps=8 if max_sms is None else 16,
         )
-        for memory in (*source.memories(), *target.memories()):
+        for memory in (*source.memories.values(), *target.memories.values()):
             if memory.is_cuda:
                 memory.record_stream(torch.cuda.current_stream(device))
 
@@ -150,7 +150,7 @@ def check_lists(source: Pages, target: Pages, taken: Sequence[int], given: Seque
 
 def _overlap(source: Pages, target: Pages, taken: Sequence[int], given: Sequence[int]) -> bool:
     """Whether a byte would be both read and written."""
-    if not taken or {m.data_ptr() for m in source.memories()}.isdisjoint(m.data_ptr() for m in target.memories()):
+    if not taken or source.memories.keys().isdisjoint(target.memories):
         return False
     if source.table() == target.table():
         return not set(given).isdisjoint(taken)

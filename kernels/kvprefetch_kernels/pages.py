@@ -63,9 +63,11 @@ class Pages:
         numbers = torch.tensor(listed, dtype=torch.int64)
         return torch.cat([plane.data_ptr() + plane.stride(0) * numbers for plane in self.planes])
 
-    def memories(self) -> list[torch.Tensor]:
-        """One tensor of each storage that the planes are views of, all of it."""
-        return list({plane.untyped_storage().data_ptr(): _whole(plane) for plane in self.planes}.values())
+    @cached_property
+    def memories(self) -> dict[int, torch.Tensor]:
+        """By its address, each storage that the planes are views of, all of it."""
+        one_each = {plane.untyped_storage().data_ptr(): plane for plane in self.planes}
+        return {address: _whole(plane) for address, plane in one_each.items()}
 
     def split(self, fragment: int) -> "Pages":
         """The same pages in planes of `fragment` bytes, in the same order of bytes. Raises ValueError."""
