@@ -2,6 +2,7 @@
 
 KVPrefetchError
 ├── SettingsError          a settings file or value is wrong
+├── TraceError             a trace file cannot be read
 ├── InvalidRequest         the caller's prompt, context or option cannot be served
 ├── ModelError
 │   ├── UnknownModel       nothing to load under that name
@@ -21,6 +22,10 @@ class KVPrefetchError(Exception):
 
 class SettingsError(KVPrefetchError):
     """A settings file or value is wrong; the message names the key."""
+
+
+class TraceError(KVPrefetchError):
+    """A trace file cannot be read; the message names the line or what is missing."""
 
 
 class InvalidRequest(KVPrefetchError):

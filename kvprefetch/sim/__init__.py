@@ -1,0 +1,1 @@
+"""The same policies on a virtual clock: replay a trace and say what each policy would have done."""
