@@ -4,6 +4,8 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
+from math import inf
+from typing import Protocol, TypeVar
 
 from kvprefetch.cache.block import Block
 
@@ -15,6 +17,7 @@ class Demand:
     tenant: str
     speculative: bool
     now: float
+    worth: float = inf  # a preload's index: it displaces only what has a lower one
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,45 @@ def lru(block: Block, demand: Demand) -> Rank | None:
     if block.speculative and not is_own:
         return Rank(1, block.last_used, "speculative_of_other_tenant")
     return Rank(2, block.last_used, "lru")
+
+
+class Evictable(Protocol):
+    """What a policy reads of a block, or of a run of them."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def last_used(self) -> float: ...
+    @property
+    def speculative(self) -> bool: ...
+    @property
+    def hold_until(self) -> float: ...
+
+
+E_contra = TypeVar("E_contra", bound=Evictable, contravariant=True)
+
+
+def by_index(index: Callable[[E_contra, float], float]) -> Callable[[E_contra, Demand], Rank | None]:
+    """Lowest index first, within law 3. `index(block, now)` says how well it pays to hold it, per second.
+
+    Other tenants' unused speculation goes first, for live requests alone. Within a tenant, used and speculative
+    blocks compete by the index, speculation first where its hold has expired or indices are equal.
+    """
+
+    def policy(block: E_contra, demand: Demand) -> Rank | None:
+        is_own = block.tenant == demand.tenant
+        if demand.speculative and not is_own:
+            return None
+        if block.speculative and not is_own:
+            return Rank(0, block.last_used, "speculative_of_other_tenant")
+        if block.speculative and block.hold_until <= demand.now:
+            return Rank(0, block.last_used, "hold_expired")
+        value = index(block, demand.now)
+        if demand.speculative and value >= demand.worth:
+            return None
+        return Rank(1, value, "index")
+
+    return policy
 
 
 def choose_victims(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from kvprefetch.errors import InvalidRequest
 from kvprefetch.sim.baselines import Belady, GpuLru, NextTurn, Reactive, Trigger, Ttl
 from kvprefetch.sim.future import Future
+from kvprefetch.sim.ours import ByIndex
 from kvprefetch.sim.worker import Strategy
 
 NAMES = "gpu-lru, reactive, ttl:S, pause, next-turn, trigger, oracle:L, belady, kvprefetch, kvprefetch-inferred"
@@ -39,4 +40,5 @@ _SIMPLE: dict[str, Callable[[], Strategy]] = {
     "pause": lambda: NextTurn(HOLD_S),
     "next-turn": lambda: NextTurn(float("inf")),
     "trigger": lambda: Trigger(HOLD_S),
+    "by-index": ByIndex,
 }

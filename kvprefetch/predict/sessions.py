@@ -1,0 +1,150 @@
+"""Who comes back, and when: what each session did last, and the gap that is open since.
+
+State is bounded: `max_sessions` sessions, the longest idle forgotten first (their gaps stay counted as far as they were
+seen), about 400 bytes each; and the cells of `GapModel`. Numbers of gaps are shared between tenants, nothing else.
+"""
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from itertools import count
+
+from kvprefetch.predict.gaps import BINS, EDGES, GapModel, Levels
+
+_LONG = (5.0, 60.0, 600.0)  # what a session's last gap was like
+_IDLE = (5.0, 60.0, 300.0, 1800.0, 14_400.0)  # how long it was quiet when a signal came
+_TURNS = (1, 2, 4, 8)
+
+
+@dataclass(slots=True, eq=False)
+class Quiet:
+    """A session between its requests."""
+
+    session: str
+    tenant: str
+    turns: int = 0
+    last_gap: float | None = None
+    levels: Levels = ()
+    since: float = 0.0  # the event that the open gap is counted from
+    turn_at: float = 0.0  # when its last turn ended
+    turn_levels: Levels = ()
+    bin: int = 0  # the open gap has outlived all bins before this one
+    is_open: bool = False
+
+
+@dataclass
+class Sessions:
+    """See the module's promises. Events may come late or twice: time never runs backwards here."""
+
+    max_sessions: int = 100_000
+    gaps: GapModel = field(default_factory=GapModel)
+    known: OrderedDict[str, Quiet] = field(default_factory=OrderedDict)
+    now: float = 0.0
+    _crossings: list[tuple[float, int, Quiet, float]] = field(default_factory=list)
+    _order: "count[int]" = field(default_factory=count)
+
+    # -- events ----------------------------------------------------------------------------------------
+    def requested(self, session: str, tenant: str, now: float) -> None:
+        """A request of the session has come: its open gap has ended."""
+        now = self._advance(now)
+        quiet = self._know(session, tenant)
+        if quiet.is_open:
+            self.gaps.ended(quiet.levels, now - quiet.since)
+            quiet.last_gap = now - quiet.turn_at
+        quiet.is_open = False
+
+    def turn_ended(self, session: str, tenant: str, now: float, kind: str = "") -> None:
+        """Its answer is complete. `kind`: what it ended with, such as "tool_use"."""
+        now = self._advance(now)
+        quiet = self._know(session, tenant)
+        quiet.turns += 1
+        quiet.turn_at = now
+        turns, last = bin_among(quiet.turns, _TURNS), bin_among(quiet.last_gap, _LONG)
+        quiet.turn_levels = (
+            "turn",
+            ("turn", kind, turns),
+            ("turn", kind, turns, last),
+            ("turn", kind, turns, last, tenant),
+        )
+        self._open(quiet, quiet.turn_levels, now)
+
+    def signalled(self, session: str, tenant: str, now: float, kind: str) -> None:
+        """Something was observed in it: a new gap is counted from now, if it is quiet."""
+        now = self._advance(now)
+        quiet = self._know(session, tenant)
+        if not quiet.is_open:
+            return
+        idle = bin_among(now - quiet.turn_at, _IDLE)
+        levels = (("signal", kind), ("signal", kind, idle), ("signal", kind, idle, tenant))
+        self._open(quiet, levels, now)
+
+    def ended(self, session: str, now: float) -> None:
+        """The session is over; no request of it will come."""
+        self._advance(now)
+        self.known.pop(session, None)
+
+    # -- outlook ---------------------------------------------------------------------------------------
+    def index(self, session: str, now: float) -> float:
+        """The rate, per second, at which holding the session's context pays; inf while a request runs; 0 unknown."""
+        quiet = self.known.get(session)
+        if quiet is None:
+            return 0.0
+        if not quiet.is_open:
+            return float("inf")
+        return self.gaps.index(quiet.levels, max(now - quiet.since, 0.0))
+
+    def within(self, session: str, now: float, horizon: float) -> float:
+        """P(its next request comes within `horizon` s); 0 if it is unknown or running."""
+        quiet = self.known.get(session)
+        if quiet is None or not quiet.is_open:
+            return 0.0
+        return self.gaps.within(quiet.levels, max(now - quiet.since, 0.0), horizon)
+
+    def outcomes(self, session: str) -> float:
+        """How many gaps of this kind were seen to end."""
+        quiet = self.known.get(session)
+        return self.gaps.gaps(quiet.levels) if quiet and quiet.levels else 0.0
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _know(self, session: str, tenant: str) -> Quiet:
+        quiet = self.known.get(session)
+        if quiet is None:
+            quiet = self.known[session] = Quiet(session, tenant)
+            if len(self.known) > self.max_sessions:
+                self.known.popitem(last=False)
+        self.known.move_to_end(session)
+        return quiet
+
+    def _open(self, quiet: Quiet, levels: Levels, now: float) -> None:
+        quiet.levels, quiet.since, quiet.bin, quiet.is_open = levels, now, 0, True
+        self._cross(quiet)
+
+    def _cross(self, quiet: Quiet) -> None:
+        """Be woken when the open gap has outlived its bin."""
+        if quiet.bin < BINS - 1:
+            when = quiet.since + EDGES[quiet.bin + 1]
+            heapq.heappush(self._crossings, (when, next(self._order), quiet, quiet.since))
+
+    def _advance(self, now: float) -> float:
+        """Count what open gaps have outlived until `now`; a clock that jumps back stands still here."""
+        if not now > self.now:  # also NaN
+            return self.now
+        if now == float("inf"):
+            return self.now
+        self.now = now
+        while self._crossings and self._crossings[0][0] <= now:
+            _, _, quiet, since = heapq.heappop(self._crossings)
+            if not quiet.is_open or quiet.since != since:
+                continue
+            self.gaps.outlived(quiet.levels, quiet.bin)
+            quiet.bin += 1
+            if self.known.get(quiet.session) is quiet:
+                self._cross(quiet)
+        return now
+
+
+def bin_among(value: float | None, edges: tuple[float, ...]) -> int:
+    """Which stretch between `edges` it lies in; −1 for none."""
+    return -1 if value is None else sum(value >= edge for edge in edges)
+
+

@@ -1,0 +1,28 @@
+"""kvprefetch's own policies, replayed: the predictor and the eviction index of the worker, on the virtual clock."""
+
+from kvprefetch.cache.evict import by_index
+from kvprefetch.cache.spans import Span
+from kvprefetch.predict.sessions import Sessions
+from kvprefetch.sim.baselines import Reactive
+from kvprefetch.sim.worker import Live, SimWorker
+
+
+class ByIndex(Reactive):
+    """Reactive, with the GPU's victims chosen by the index (DESIGN §7.3)."""
+
+    def __init__(self) -> None:
+        self.sessions = Sessions()
+        self.gpu_policy = by_index(self._index)
+
+    def arrived(self, live: Live) -> None:
+        """Its gap has ended."""
+        request = live.request
+        self.sessions.requested(request.session, request.tenant, self.worker.clock.now)
+
+    def ended(self, live: Live) -> None:
+        """Its next gap begins."""
+        request = live.request
+        self.sessions.turn_ended(request.session, request.tenant, self.worker.clock.now, request.stop)
+
+    def _index(self, span: Span, now: float) -> float:
+        return self.sessions.index(span.session, now)
