@@ -23,6 +23,7 @@ class Quiet:
     session: str
     tenant: str
     turns: int = 0
+    tokens: int = 0  # of its latest prompt
     last_gap: float | None = None
     levels: Levels = ()
     since: float = 0.0  # the event that the open gap is counted from
@@ -53,18 +54,22 @@ class Sessions:
             quiet.last_gap = now - quiet.turn_at
         quiet.is_open = False
 
-    def turn_ended(self, session: str, tenant: str, now: float, kind: str = "") -> None:
-        """Its answer is complete. `kind`: what it ended with, such as "tool_use"."""
+    def turn_ended(self, session: str, tenant: str, now: float, kind: str = "", tokens: int = 0) -> None:
+        """Its answer is complete. `kind`: what it ended with, such as "tool_use"; `tokens` of its prompt."""
         now = self._advance(now)
         quiet = self._know(session, tenant)
         quiet.turns += 1
         quiet.turn_at = now
+        size, grown = tokens.bit_length(), max(tokens - quiet.tokens, 0).bit_length()
+        quiet.tokens = tokens
         turns, last = bin_among(quiet.turns, _TURNS), bin_among(quiet.last_gap, _LONG)
         quiet.turn_levels = (
             "turn",
             ("turn", kind, turns),
             ("turn", kind, turns, last),
-            ("turn", kind, turns, last, tenant),
+            ("turn", kind, turns, last, size),
+            ("turn", kind, turns, last, size, grown),
+            ("turn", kind, turns, last, size, grown, tenant),
         )
         self._open(quiet, quiet.turn_levels, now)
 
@@ -92,6 +97,11 @@ class Sessions:
         if not quiet.is_open:
             return float("inf")
         return self.gaps.index(quiet.levels, max(now - quiet.since, 0.0))
+
+    def is_current(self, session: str, last_used: float) -> bool:
+        """Whether what was last used then belongs to the session's latest turn, and not to a branch it has left."""
+        quiet = self.known.get(session)
+        return quiet is not None and quiet.is_open and last_used >= quiet.turn_at
 
     def within(self, session: str, now: float, horizon: float) -> float:
         """P(its next request comes within `horizon` s); 0 if it is unknown or running."""

@@ -22,7 +22,9 @@ class ByIndex(Reactive):
     def ended(self, live: Live) -> None:
         """Its next gap begins."""
         request = live.request
-        self.sessions.turn_ended(request.session, request.tenant, self.worker.clock.now, request.stop)
+        self.sessions.turn_ended(request.session, request.tenant, self.worker.clock.now, request.stop, request.tokens)
 
     def _index(self, span: Span, now: float) -> float:
+        if not self.sessions.is_current(span.session, span.last_used):
+            return 1e-9 / (1 + now - span.last_used)
         return self.sessions.index(span.session, now)
