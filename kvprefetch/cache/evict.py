@@ -32,7 +32,20 @@ class Rank:
 Policy = Callable[[Block, Demand], Rank | None]
 
 
-def lru(block: Block, demand: Demand) -> Rank | None:
+class Evictable(Protocol):
+    """What a policy reads of a block, or of a run of them."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def last_used(self) -> float: ...
+    @property
+    def speculative(self) -> bool: ...
+    @property
+    def hold_until(self) -> float: ...
+
+
+def lru(block: Evictable, demand: Demand) -> Rank | None:
     """Least recently used first, within law 3; None means: not for this demand.
 
     A live request takes expired speculation first, then other tenants' unused speculation, then anything.
@@ -49,19 +62,6 @@ def lru(block: Block, demand: Demand) -> Rank | None:
     if block.speculative and not is_own:
         return Rank(1, block.last_used, "speculative_of_other_tenant")
     return Rank(2, block.last_used, "lru")
-
-
-class Evictable(Protocol):
-    """What a policy reads of a block, or of a run of them."""
-
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def last_used(self) -> float: ...
-    @property
-    def speculative(self) -> bool: ...
-    @property
-    def hold_until(self) -> float: ...
 
 
 E_contra = TypeVar("E_contra", bound=Evictable, contravariant=True)

@@ -5,8 +5,8 @@ same tenant. Agent sessions reuse a thousand blocks per request in a handful of 
 the spans, not the blocks. `tests/cache/test_spans.py` proves that both pools keep the same blocks, step by step.
 
 Promises
-- A block is named by a whole number; a **path** lists a sequence's blocks as runs `(first, count)` of consecutive names.
-  Equal names have equal blocks before them (the name is a hash of the prefix, as in the traces that use it), and
+- A block is named by a whole number; a **path** lists a sequence's blocks as runs `(first, count)` of consecutive
+  names. Equal names have equal blocks before them (the name is a hash of the prefix, as in the traces that use it), and
   no two neighbouring runs of a path could be one.
 - `hold`, `insert` and `release` go by path: spans may be split and merged meanwhile.
 - A holder of a block holds all blocks before it. Eviction cuts unheld tails, lowest rank first.

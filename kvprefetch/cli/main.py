@@ -7,6 +7,7 @@ import click
 
 from kvprefetch import __version__
 from kvprefetch.cli.demo import demo
+from kvprefetch.cli.simulate import simulate
 from kvprefetch.errors import KVPrefetchError
 
 
@@ -17,6 +18,7 @@ def commands() -> None:
 
 
 commands.add_command(demo)
+commands.add_command(simulate)
 
 
 def main() -> None:

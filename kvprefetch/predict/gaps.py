@@ -6,19 +6,20 @@ still open counts in every bin that it has outlived, so sessions that never retu
 hazard of old age. Cells are hierarchical: a specific one borrows from the more general one above it as if it had seen
 `_PRIOR` gaps of that (empirical Bayes), so a new tenant starts from what is common.
 
-From the hazard follows the **index** of an open gap: max over τ of P(X ≤ τ) ÷ E[min(X, τ)], the best rate at which holding
-its context for some time τ pays, per second (DESIGN §7.3; the form is Gittins', 1979). Times in seconds.
+From the hazard follows the **index** of an open gap: max over τ of P(X ≤ τ) ÷ E[min(X, τ)], the best rate at which
+holding its context for some time τ pays, per second (DESIGN §7.3; the form is Gittins', 1979). Times in seconds.
 """
 
 from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import log
 
 _FIRST, _RATIO, _COUNT = 0.25, 2**0.5, 46  # 0.25 s … 1.5 million s
 EDGES = tuple([0.0] + [_FIRST * _RATIO**k for k in range(_COUNT)])
 BINS = len(EDGES) - 1
-WIDTHS = tuple(high - low for low, high in zip(EDGES, EDGES[1:], strict=False))
+WIDTHS = tuple(high - low for low, high in pairwise(EDGES))
 _PRIOR = 6.0  # gaps' worth of the more general cell
 _MEMORY = 4000.0  # gaps a bin remembers: beyond that, old ones fade (drift)
 _REFRESH = 0.03  # a cell's table is made anew when its gaps have grown by this share

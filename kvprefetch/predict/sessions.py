@@ -156,5 +156,3 @@ class Sessions:
 def bin_among(value: float | None, edges: tuple[float, ...]) -> int:
     """Which stretch between `edges` it lies in; −1 for none."""
     return -1 if value is None else sum(value >= edge for edge in edges)
-
-

@@ -3,6 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from random import Random
 
 from kvprefetch.errors import InvalidRequest
@@ -11,7 +12,7 @@ from kvprefetch.sim.trace import Request, Trace
 
 @dataclass(frozen=True)
 class Signals:
-    """Each true return is signalled with probability `recall`, `lead` seconds ahead; of all signals, `precision` are true.
+    """Each true return is signalled with probability `recall`, `lead` s ahead; `precision` of all signals are true.
 
     With precision 0 there are as many signals as returns were chosen to be signalled, and none is true.
     """
@@ -60,7 +61,7 @@ def draw_signals(trace: Trace, signals: Signals, seed: int) -> list[Signal]:
     true = []
     returns = 0
     for session in trace.sessions:
-        for before, request in zip(session, session[1:], strict=False):
+        for before, request in pairwise(session):
             returns += 1
             if random.random() < signals.recall:
                 true.append(Signal(max(request.at - signals.lead, before.at), before))

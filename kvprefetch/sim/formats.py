@@ -91,9 +91,7 @@ def _naming(row: dict[str, Any], number: int, rank: int, block: int) -> Callable
     return name
 
 
-def _agent_request(
-    row: dict[str, Any], session: str, tenant: str, names: Callable[[Run], Iterator[Run]]
-) -> Request:
+def _agent_request(row: dict[str, Any], session: str, tenant: str, names: Callable[[Run], Iterator[Run]]) -> Request:
     path = joined(run for pair in row["hash_rle"] for run in names((pair[0], pair[1])))
     return Request(
         session=session,

@@ -4,7 +4,7 @@ from kvprefetch.cache.evict import by_index
 from kvprefetch.cache.spans import Span
 from kvprefetch.predict.sessions import Sessions
 from kvprefetch.sim.baselines import Reactive
-from kvprefetch.sim.worker import Live, SimWorker
+from kvprefetch.sim.worker import Live
 
 
 class ByIndex(Reactive):

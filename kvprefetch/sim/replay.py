@@ -3,8 +3,9 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from kvprefetch.sim.arrivals import Signals, draw_signals
@@ -24,7 +25,7 @@ class Experiment:
 
     machine: Machine
     workers: int = 1
-    signals: Signals = Signals()
+    signals: Signals = field(default_factory=Signals)
     seed: int = 0
 
 
@@ -32,9 +33,7 @@ class Replay:
     """One placed trace, replayed under as many policies as one likes."""
 
     def __init__(self, trace: Trace, experiment: Experiment) -> None:
-        self.experiment = replace(
-            experiment, machine=replace(experiment.machine, block_tokens=trace.block_tokens)
-        )
+        self.experiment = replace(experiment, machine=replace(experiment.machine, block_tokens=trace.block_tokens))
         self.trace = trace
         self.idle = _idle_before(trace)
         self.reusable = reusable_blocks(trace)
@@ -116,7 +115,7 @@ def _idle_before(trace: Trace) -> dict[tuple[str, float, int], float]:
     """Seconds between a follow-up's arrival and the end of the request before it in its session."""
     idle = {}
     for session in trace.sessions:
-        for before, request in zip(session, session[1:], strict=False):
+        for before, request in pairwise(session):
             idle[request.identity] = request.at - before.at - (before.busy_s or 0.0)
     return idle
 
@@ -127,7 +126,7 @@ def _family(request: Request) -> str:
 
 def _homes(trace: Trace, workers: list[SimWorker]) -> dict[str, SimWorker]:
     """Sessions stay where they start: where fewest requests will come (a router's even load)."""
-    load: Counter[int] = Counter({i: 0 for i in range(len(workers))})
+    load: Counter[int] = Counter(dict.fromkeys(range(len(workers)), 0))
     homes: dict[str, SimWorker] = {}
     for session in trace.sessions:
         family = _family(session[0])

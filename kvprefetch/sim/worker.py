@@ -80,10 +80,14 @@ class Moves:
 class SimWorker:
     """See the module's promises."""
 
-    def __init__(self, machine: Machine, clock: VirtualClock, strategy: Strategy, record: Callable[[Live], None]) -> None:
+    def __init__(
+        self, machine: Machine, clock: VirtualClock, strategy: Strategy, record: Callable[[Live], None]
+    ) -> None:
         self.machine, self.clock, self.strategy, self.record = machine, clock, strategy, record
         self.gpu = SpanPool(machine.gpu_tokens // machine.block_tokens, strategy.gpu_policy, strategy.merges)
-        self.host = SpanPool(machine.host_tokens // machine.block_tokens if strategy.has_host else 0, lru, strategy.merges)
+        self.host = SpanPool(
+            machine.host_tokens // machine.block_tokens if strategy.has_host else 0, lru, strategy.merges
+        )
         self.gpu.on_first_use = self._note_use
         self.moves = Moves()
         self.unfinished: dict[str, Preload] = {}  # by session
