@@ -44,6 +44,7 @@ class Cell:
     fresh_at: float = -1.0  # `seen` when the table was made
     hazard: list[float] = field(default_factory=list)
     index: list[float] = field(default_factory=list)
+    hold: list[float] = field(default_factory=list)  # the τ that gives each bin's index, from the bin's beginning
     survival: list[float] = field(default_factory=list)  # S at each edge
 
     def fade(self, k: int) -> None:
@@ -92,6 +93,11 @@ class GapModel:
             return cell.index[k]
         share = log(age / EDGES[k]) / log(EDGES[k + 1] / EDGES[k])
         return cell.index[k] * (1 - share) + cell.index[k + 1] * share
+
+    def hold(self, levels: Levels, age: float) -> float:
+        """For how many seconds from `age` holding pays at the index; not less than to the end of the bin."""
+        k = bin_of(age)
+        return max(EDGES[k] + self._table(levels).hold[k], EDGES[k + 1]) - age
 
     def within(self, levels: Levels, age: float, horizon: float) -> float:
         """P(the gap ends within `horizon` s | it has lasted `age`)."""
@@ -165,22 +171,24 @@ def _refresh(cell: Cell, above: Cell | None) -> None:
     for h in hazard:
         survival.append(survival[-1] * (1 - h))
     cell.survival = survival
-    cell.index = [_best_rate(hazard, k) for k in range(BINS)]
+    best = [_best_rate(hazard, k) for k in range(BINS)]
+    cell.index = [rate for rate, _ in best]
+    cell.hold = [tau for _, tau in best]
 
 
-def _best_rate(hazard: Sequence[float], start: int) -> float:
-    """max over τ of P(X ≤ τ) ÷ E[min(X, τ)] for a gap at the beginning of bin `start`."""
-    best, alive, residency = 0.0, 1.0, 0.0
+def _best_rate(hazard: Sequence[float], start: int) -> tuple[float, float]:
+    """max over τ of P(X ≤ τ) ÷ E[min(X, τ)] for a gap at the beginning of bin `start`, and that τ."""
+    best, hold, alive, residency = 0.0, 0.0, 1.0, 0.0
     for k in range(start, BINS):
         after = alive * (1 - hazard[k])
         residency += (alive + after) / 2 * WIDTHS[k]
         rate = (1 - after) / residency
         if rate > best:
-            best = rate
+            best, hold = rate, EDGES[k + 1] - EDGES[start]
         elif alive < 1e-3:
             break
         alive = after
-    return best
+    return best, hold
 
 
 def _survival(at_edges: Sequence[float], age: float) -> float:
