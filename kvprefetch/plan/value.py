@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from kvprefetch.predict.outlook import Outlook
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -36,17 +38,6 @@ class Load:
     arrivals: float = 0.0  # λ
     step_s: float = 0.02  # δ, the longest that a live request waits for a speculative step
     price: float = 0.0  # index of the marginal block, per second: what a second of its memory is worth to others
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """When a context will be used: from the predictor."""
-
-    within: float  # P(used before the hold ends)
-    before_ready: float  # P(used before the work is done)
-    residency: float  # E[min(X, hold)]
-    hold_s: float
-    index: float  # the best P ÷ E[min] of any hold, per second
 
 
 def value_of(outlook: Outlook, saved_s: float, work_s: float, kept: float, weight: float, load: Load) -> Value:

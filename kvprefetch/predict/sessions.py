@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from kvprefetch.predict.gaps import BINS, EDGES, GapModel, Levels
+from kvprefetch.predict.outlook import Outlook
+from kvprefetch.predict.rates import Shares
 
 _LONG = (5.0, 60.0, 600.0)  # what a session's last gap was like
 _IDLE = (5.0, 60.0, 300.0, 1800.0, 14_400.0)  # how long it was quiet when a signal came
@@ -40,18 +42,24 @@ class Sessions:
     max_sessions: int = 100_000
     gaps: GapModel = field(default_factory=GapModel)
     known: OrderedDict[str, Quiet] = field(default_factory=OrderedDict)
+    kept_shares: Shares = field(default_factory=lambda: Shares(start=0.9))
     now: float = 0.0
     _crossings: list[tuple[float, int, Quiet, float]] = field(default_factory=list)
     _order: "count[int]" = field(default_factory=count)
 
     # -- events ----------------------------------------------------------------------------------------
-    def requested(self, session: str, tenant: str, now: float) -> None:
-        """A request of the session has come: its open gap has ended."""
+    def requested(self, session: str, tenant: str, now: float, kept: float | None = None) -> None:
+        """A request of the session has come: its open gap has ended.
+
+        `kept`: the share of its previous prompt that this one begins with, where known.
+        """
         now = self._advance(now)
         quiet = self._know(session, tenant)
         if quiet.is_open:
             self.gaps.ended(quiet.levels, now - quiet.since)
             quiet.last_gap = now - quiet.turn_at
+            if kept is not None:
+                self.kept_shares.learn(_kept_levels(quiet, now), min(max(kept, 0.0), 1.0))
         quiet.is_open = False
 
     def turn_ended(self, session: str, tenant: str, now: float, kind: str = "", tokens: int = 0) -> None:
@@ -110,6 +118,31 @@ class Sessions:
             return 0.0
         return self.gaps.within(quiet.levels, max(now - quiet.since, 0.0), horizon)
 
+    def is_quiet(self, session: str) -> bool:
+        """Whether it is known and no request of it runs."""
+        quiet = self.known.get(session)
+        return quiet is not None and quiet.is_open
+
+    def kept(self, session: str, now: float) -> float:
+        """The share of its context that its next request will probably begin with, if it comes about now."""
+        quiet = self.known.get(session)
+        return self.kept_shares.mean(_kept_levels(quiet, now)) if quiet else 0.0
+
+    def outlook(self, session: str, now: float, work_s: float) -> Outlook:
+        """When its next request comes, as a job of `work_s` seconds needs to know it."""
+        quiet = self.known.get(session)
+        if quiet is None or not quiet.is_open:
+            return Outlook(0.0, 0.0, 0.0, 0.0, 0.0)
+        age, levels, gaps = max(now - quiet.since, 0.0), quiet.levels, self.gaps
+        hold = gaps.hold(levels, age)
+        return Outlook(
+            within=gaps.within(levels, age, hold),
+            before_ready=gaps.within(levels, age, min(work_s, hold)),
+            residency=gaps.residency(levels, age, hold),
+            hold_s=hold,
+            index=gaps.index(levels, age),
+        )
+
     def outcomes(self, session: str) -> float:
         """How many gaps of this kind were seen to end."""
         quiet = self.known.get(session)
@@ -151,6 +184,12 @@ class Sessions:
             if self.known.get(quiet.session) is quiet:
                 self._cross(quiet)
         return now
+
+
+def _kept_levels(quiet: Quiet, now: float) -> Levels:
+    idle = bin_among(now - quiet.turn_at, _IDLE)
+    size = quiet.tokens.bit_length()
+    return ("kept", ("kept", idle), ("kept", idle, size), ("kept", idle, size, quiet.tenant))
 
 
 def bin_among(value: float | None, edges: tuple[float, ...]) -> int:

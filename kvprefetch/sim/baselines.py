@@ -36,6 +36,15 @@ class Reactive:
     def failed(self, preload: Preload) -> None:
         """See `Strategy`."""
 
+    def moved(self, preload: Preload, blocks: int) -> None:
+        """See `Strategy`."""
+
+    def loaded(self, tokens: int, seconds: float) -> None:
+        """See `Strategy`."""
+
+    def used(self, span: Span) -> None:
+        """See `Strategy`."""
+
 
 class GpuLru(Reactive):
     """LRU on the GPU, and what it evicts is gone."""

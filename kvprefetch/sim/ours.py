@@ -1,10 +1,15 @@
-"""kvprefetch's own policies, replayed: the predictor and the eviction index of the worker, on the virtual clock."""
+"""kvprefetch's own policies, replayed: the worker's predictor, planner and eviction index on the virtual clock."""
 
 from kvprefetch.cache.evict import by_index
 from kvprefetch.cache.spans import Span
+from kvprefetch.plan.budget import Budget
+from kvprefetch.plan.planner import Action, Candidate, Decision, Job, Planner
+from kvprefetch.plan.rates import Rates
+from kvprefetch.predict.outlook import Outlook
 from kvprefetch.predict.sessions import Sessions
 from kvprefetch.sim.baselines import Reactive
-from kvprefetch.sim.worker import Live
+from kvprefetch.sim.trace import Request, shared_blocks
+from kvprefetch.sim.worker import Live, Preload, SimWorker
 
 
 class ByIndex(Reactive):
@@ -12,12 +17,15 @@ class ByIndex(Reactive):
 
     def __init__(self) -> None:
         self.sessions = Sessions()
+        self.latest: dict[str, Request] = {}
         self.gpu_policy = by_index(self._index)
 
     def arrived(self, live: Live) -> None:
         """Its gap has ended."""
-        request = live.request
-        self.sessions.requested(request.session, request.tenant, self.worker.clock.now)
+        request, before = live.request, self.latest.get(live.request.session)
+        kept = shared_blocks(before.path, request.path) / max(before.blocks, 1) if before else None
+        self.sessions.requested(request.session, request.tenant, self.worker.clock.now, kept)
+        self.latest[request.session] = request
 
     def ended(self, live: Live) -> None:
         """Its next gap begins."""
@@ -28,3 +36,94 @@ class ByIndex(Reactive):
         if not self.sessions.is_current(span.session, span.last_used):
             return 1e-9 / (1 + now - span.last_used)
         return self.sessions.index(span.session, now)
+
+
+class Planned(ByIndex):
+    """And contexts are brought back where the planner finds that it pays."""
+
+    def __init__(self, per_useful: float) -> None:
+        super().__init__()
+        self.rates = Rates()
+        self.planner = Planner(self._assess, Budget(per_useful))
+        self.accounts: dict[str, tuple[str, str]] = {}  # of each session's latest preload
+        self.decision: Decision | None = None
+
+    def attach(self, worker: SimWorker) -> None:
+        """Hear of evictions and first uses."""
+        super().attach(worker)
+        worker.gpu.on_evict = self._displaced
+
+    def arrived(self, live: Live) -> None:
+        """Nothing to plan for a session that is here."""
+        super().arrived(live)
+        self.planner.withdraw(live.request.session)
+
+    def signalled(self, request: Request) -> None:
+        """The predictor learns of it, the planner weighs it."""
+        now = self.worker.clock.now
+        self.sessions.signalled(request.session, request.tenant, now, "signal")
+        self.planner.offer(request.session, request.tenant, "signal", now)
+        self.worker.serve_link()
+
+    def loaded(self, tokens: int, seconds: float) -> None:
+        """Learn how fast the link is."""
+        self.rates.loaded(tokens, seconds)
+
+    def used(self, span: Span) -> None:
+        """Speculation was used: its account earns."""
+        tokens = span.count * self.worker.machine.block_tokens
+        account = self.accounts.get(span.session)
+        if account:
+            self.planner.budget.earn(account, tokens)
+
+    def next_preload(self) -> Preload | None:
+        """The planner's choice."""
+        now = self.worker.clock.now
+        self.decision = decision = self.planner.next(now)
+        if decision is None:
+            return None
+        candidate, request = decision.candidate, self.latest[decision.candidate.session]
+        until = now + decision.value.hold_s
+        return Preload(
+            candidate.session, candidate.tenant, request.path, request.blocks, until, decision.job.outlook.index
+        )
+
+    def moved(self, preload: Preload, blocks: int) -> None:
+        """Its account pays."""
+        assert self.decision is not None
+        account = (self.decision.candidate.kind, self.decision.candidate.tenant)
+        self.accounts[preload.session] = account
+        self.planner.budget.spend(account, blocks * self.worker.machine.block_tokens)
+
+    def failed(self, preload: Preload) -> None:
+        """No room among what is worth less."""
+        assert self.decision is not None
+        self.planner.sleep(self.decision.candidate, self.worker.clock.now, self.decision.value.hold_s / 4)
+
+    def _displaced(self, span: Span, count: int) -> None:
+        now = self.worker.clock.now
+        if self.sessions.is_current(span.session, span.last_used):
+            self.planner.offer(span.session, span.tenant, "return", now)
+
+    def _assess(self, candidate: Candidate, now: float) -> Job:
+        worker, request = self.worker, self.latest.get(candidate.session)
+        if request is None or not self.sessions.is_quiet(candidate.session):
+            return NO_JOB
+        block = worker.machine.block_tokens
+        here, there = worker.gpu.match(request.path), worker.host.match(request.path)
+        tokens = (there - here) * block
+        work = self.rates.load_s(tokens)
+        if work is None:
+            work = worker.machine.load_s(max(there - here, 0))
+        return Job(
+            action=Action.LOAD,
+            tokens=tokens,
+            work_s=work,
+            saved_s=work,
+            kept=self.sessions.kept(candidate.session, now),
+            outlook=self.sessions.outlook(candidate.session, now, work),
+            enough=candidate.kind != "return" or self.sessions.outcomes(candidate.session) >= 3,
+        )
+
+
+NO_JOB = Job(Action.NOTHING, 0, 0.0, 0.0, 0.0, Outlook(0.0, 0.0, 0.0, 0.0, 0.0))

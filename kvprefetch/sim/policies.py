@@ -5,7 +5,7 @@ from collections.abc import Callable
 from kvprefetch.errors import InvalidRequest
 from kvprefetch.sim.baselines import Belady, GpuLru, NextTurn, Reactive, Trigger, Ttl
 from kvprefetch.sim.future import Future
-from kvprefetch.sim.ours import ByIndex
+from kvprefetch.sim.ours import ByIndex, Planned
 from kvprefetch.sim.worker import Strategy
 
 NAMES = "gpu-lru, reactive, ttl:S, pause, next-turn, trigger, oracle:L, belady, kvprefetch, kvprefetch-inferred"
@@ -41,4 +41,6 @@ _SIMPLE: dict[str, Callable[[], Strategy]] = {
     "next-turn": lambda: NextTurn(float("inf")),
     "trigger": lambda: Trigger(HOLD_S),
     "by-index": ByIndex,
+    "kvprefetch": lambda: Planned(per_useful=1.4),
+    "kvprefetch-inferred": lambda: Planned(per_useful=4.0),
 }

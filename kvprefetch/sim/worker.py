@@ -7,6 +7,7 @@ ends. Loads share one link, demand before speculation; prefill shares one GPU, i
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from kvprefetch.cache.evict import Demand, lru
@@ -39,6 +40,7 @@ class Preload:
     path: Path
     blocks: int
     hold_until: float
+    worth: float = inf  # its index: it displaces only what has a lower one
 
 
 class Strategy(Protocol):
@@ -65,6 +67,15 @@ class Strategy(Protocol):
 
     def failed(self, preload: Preload) -> None:
         """There was no room for it that it may take."""
+
+    def moved(self, preload: Preload, blocks: int) -> None:
+        """So many blocks of it are on their way."""
+
+    def loaded(self, tokens: int, seconds: float) -> None:
+        """The link took so long for so many."""
+
+    def used(self, span: Span) -> None:
+        """A request used these preloaded blocks for the first time."""
 
 
 @dataclass
@@ -229,8 +240,7 @@ class SimWorker:
             self._prefill(live)
             self.serve_link()
 
-        self.link_busy = True
-        self.clock.after(self.machine.load_s(missing), done)
+        self._occupy_link(missing, done)
 
     def _preload(self, preload: Preload) -> bool:
         path, now = preload.path, self.clock.now
@@ -241,7 +251,7 @@ class SimWorker:
             return False
         self.gpu.hold(path, here)
         try:
-            self.gpu.reserve(count, Demand(preload.tenant, speculative=True, now=now))
+            self.gpu.reserve(count, Demand(preload.tenant, speculative=True, now=now, worth=preload.worth))
         except PoolFull:
             self.gpu.release(path, here)
             return False
@@ -256,13 +266,21 @@ class SimWorker:
             self.moves.moved += fresh
             self.serve_link()
 
-        self.link_busy = True
         self.moves.started += self.unfinished.get(preload.session) is None
         self.unfinished[preload.session] = preload
         if here + count >= there:
             del self.unfinished[preload.session]
-        self.clock.after(self.machine.load_s(count), done)
+        self.strategy.moved(preload, count)
+        self._occupy_link(count, done)
         return True
+
+    def _occupy_link(self, blocks: int, done: Callable[[], None]) -> None:
+        seconds = self.machine.load_s(blocks)
+        self.link_busy = True
+        if blocks:
+            self.strategy.loaded(blocks * self.machine.block_tokens, seconds)
+        self.clock.after(seconds, done)
 
     def _note_use(self, span: Span) -> None:
         self.moves.useful += span.count
+        self.strategy.used(span)

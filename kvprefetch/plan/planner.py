@@ -1,0 +1,142 @@
+"""What to preload next: every candidate's value, the best first, within its budget.
+
+Promises
+- Pure: told what happened, with the time; the caller does the work. Owns its candidates, at most `max_candidates` of
+  them (the one offered longest ago is dropped), one per session: a newer one replaces it.
+- `next` is O(log n) per candidate that it looks at, and looks at each only when something about it may have changed:
+  when it was offered, or when it has slept for a while that grows with how long its session is idle.
+- What became worthless is dropped to sleep, what is in progress is asked about again after each chunk, and a better
+  candidate goes ahead of it then. Raises nothing.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+
+from kvprefetch.plan.budget import Budget
+from kvprefetch.plan.value import Load, Outlook, Value, value_of
+
+
+class Action(Enum):
+    """What can be done for a context."""
+
+    LOAD = "load"
+    PREFILL = "prefill"
+    HOLD = "hold"
+    RELEASE = "release"
+    NOTHING = "nothing"
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """A context that might be wanted."""
+
+    session: str
+    tenant: str
+    kind: str  # the evidence: a signal's name, "hint", or "return" where nothing but its record speaks for it
+    number: int = 0
+    because: str = ""  # the last decision about it
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What acting on a candidate would mean now. Costs from measured rates; seconds."""
+
+    action: Action
+    tokens: int  # that would be moved or computed
+    work_s: float
+    saved_s: float  # TTFT that all of it saves
+    kept: float  # the share of them that the next request will probably begin with
+    outlook: Outlook
+    enough: bool = True  # evidence to act on at all
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Do this next."""
+
+    candidate: Candidate
+    job: Job
+    value: Value
+
+    @property
+    def because(self) -> str:
+        """Which evidence, which action, and the terms of its value."""
+        return f"{self.candidate.kind}: {self.job.action.value} {self.job.tokens} tokens, {self.value.because}"
+
+
+@dataclass
+class Planner:
+    """See the module's promises."""
+
+    assess: Callable[[Candidate, float], Job]
+    budget: Budget = field(default_factory=Budget)
+    load: Load = field(default_factory=Load)
+    weights: dict[str, float] = field(default_factory=dict)  # w by tenant, 1 where unsaid
+    max_candidates: int = 100_000
+    doze_s: float = 1.0
+    _known: OrderedDict[str, Candidate] = field(default_factory=OrderedDict)
+    _awake: list[tuple[float, int, Candidate]] = field(default_factory=list)  # by −V per second of work
+    _asleep: list[tuple[float, int, Candidate]] = field(default_factory=list)  # by when to look again
+    _numbers: "count[int]" = field(default_factory=count)
+
+    def offer(self, session: str, tenant: str, kind: str, now: float) -> None:
+        """There is new evidence that the session's context may be wanted, or it is not resident any more."""
+        if kind == "return" and session in self._known:
+            kind = self._known[session].kind  # what is known of it says more
+        candidate = Candidate(session, tenant, kind, next(self._numbers))
+        self._known[session] = candidate
+        self._known.move_to_end(session)
+        if len(self._known) > self.max_candidates:
+            self._known.popitem(last=False)
+        heapq.heappush(self._asleep, (now, candidate.number, candidate))
+
+    def withdraw(self, session: str) -> None:
+        """Its request has come, or it is over."""
+        self._known.pop(session, None)
+
+    def sleep(self, candidate: Candidate, now: float, seconds: float = 0.0) -> None:
+        """Nothing can be done about it now; look again later."""
+        if self._known.get(candidate.session) is candidate:
+            candidate.number = next(self._numbers)
+            heapq.heappush(self._asleep, (now + max(seconds, self.doze_s), candidate.number, candidate))
+
+    def next(self, now: float) -> Decision | None:
+        """The best thing to do now, or None. It stays the best until something happens, so that it may be asked again."""
+        while self._asleep and self._asleep[0][0] <= now:
+            _, number, candidate = heapq.heappop(self._asleep)
+            if self._is_live(candidate, number):
+                self._rank(candidate, now)
+        while self._awake:
+            _, number, candidate = heapq.heappop(self._awake)
+            if not self._is_live(candidate, number):
+                continue
+            decision = self._rank(candidate, now)
+            if decision is not None and self._awake[0][2] is candidate:
+                return decision
+        return None
+
+    def _is_live(self, candidate: Candidate, number: int) -> bool:
+        return candidate.number == number and self._known.get(candidate.session) is candidate
+
+    def _rank(self, candidate: Candidate, now: float) -> Decision | None:
+        """Value it, and put it where it belongs."""
+        job = self.assess(candidate, now)
+        value = value_of(
+            job.outlook, job.saved_s, job.work_s, job.kept, self.weights.get(candidate.tenant, 1.0), self.load
+        )
+        candidate.because = value.because
+        if job.tokens <= 0:
+            self.withdraw(candidate.session)
+            return None
+        account = (candidate.kind, candidate.tenant)
+        affordable = self.budget.allows(account, job.tokens, value.probability * job.kept, now)
+        if value.total <= 0 or not affordable or not job.enough:
+            self.sleep(candidate, now, job.outlook.hold_s / 4)
+            return None
+        candidate.number = next(self._numbers)
+        heapq.heappush(self._awake, (-value.total / max(job.work_s, 1e-9), candidate.number, candidate))
+        return Decision(candidate, job, value)
