@@ -105,7 +105,7 @@ class Planner:
             heapq.heappush(self._asleep, (now + max(seconds, self.doze_s), candidate.number, candidate))
 
     def next(self, now: float) -> Decision | None:
-        """The best thing to do now, or None. It stays the best until something happens, so that it may be asked again."""
+        """The best thing to do now, or None; unchanged until something happens, so it may be asked again."""
         while self._asleep and self._asleep[0][0] <= now:
             _, number, candidate = heapq.heappop(self._asleep)
             if self._is_live(candidate, number):
