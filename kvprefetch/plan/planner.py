@@ -38,6 +38,7 @@ class Candidate:
     tenant: str
     kind: str  # the evidence: a signal's name, "hint", or "return" where nothing but its record speaks for it
     number: int = 0
+    proposed: bool = False  # the predictor keeps the record of what it proposed
     because: str = ""  # the last decision about it
 
 

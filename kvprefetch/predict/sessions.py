@@ -8,13 +8,25 @@ import heapq
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import count
+from math import log2
 
 from kvprefetch.predict.gaps import BINS, EDGES, GapModel, Levels
 from kvprefetch.predict.outlook import Outlook
 from kvprefetch.predict.rates import Shares
 
 _LONG = (5.0, 60.0, 600.0)  # what a session's last gap was like
-_IDLE = (5.0, 60.0, 300.0, 1800.0, 14_400.0)  # how long it was quiet when a signal came
+_IDLE = (
+    5.0,
+    60.0,
+    300.0,
+    900.0,
+    1800.0,
+    3600.0,
+    7200.0,
+    14_400.0,
+    43_200.0,
+)  # how long it was quiet when a signal came
+_SOON_S = 10.0
 _TURNS = (1, 2, 4, 8)
 
 
@@ -82,13 +94,18 @@ class Sessions:
         self._open(quiet, quiet.turn_levels, now)
 
     def signalled(self, session: str, tenant: str, now: float, kind: str) -> None:
-        """Something was observed in it: a new gap is counted from now, if it is quiet."""
+        """Something was observed in it: a new gap is counted from now, if it is quiet.
+
+        How much a signal says depends on how likely a return was without it: a signal of a session that is hardly
+        ever back at this age is mostly a false one. So the new gap's cell is that of the kind and of those odds.
+        """
         now = self._advance(now)
         quiet = self._know(session, tenant)
         if not quiet.is_open:
             return
-        idle = bin_among(now - quiet.turn_at, _IDLE)
-        levels = (("signal", kind), ("signal", kind, idle), ("signal", kind, idle, tenant))
+        soon = self.gaps.within(quiet.turn_levels, now - quiet.turn_at, _SOON_S)
+        odds = round(log2(max(soon, 1e-6) / max(1 - soon, 1e-6)))
+        levels = (("signal", kind), ("signal", kind, odds), ("signal", kind, odds, tenant))
         self._open(quiet, levels, now)
 
     def ended(self, session: str, now: float) -> None:
@@ -122,6 +139,11 @@ class Sessions:
         """Whether it is known and no request of it runs."""
         quiet = self.known.get(session)
         return quiet is not None and quiet.is_open
+
+    def idle(self, session: str, now: float) -> int:
+        """How long it has been quiet, as a number on a short scale."""
+        quiet = self.known.get(session)
+        return bin_among(now - quiet.turn_at, _IDLE) if quiet else -1
 
     def kept(self, session: str, now: float) -> float:
         """The share of its context that its next request will probably begin with, if it comes about now."""
@@ -188,7 +210,7 @@ class Sessions:
 
 def _kept_levels(quiet: Quiet, now: float) -> Levels:
     idle = bin_among(now - quiet.turn_at, _IDLE)
-    size = quiet.tokens.bit_length()
+    size = quiet.tokens // 20_000
     return ("kept", ("kept", idle), ("kept", idle, size), ("kept", idle, size, quiet.tenant))
 
 

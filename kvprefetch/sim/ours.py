@@ -7,6 +7,7 @@ from kvprefetch.plan.planner import Action, Candidate, Decision, Job, Planner
 from kvprefetch.plan.rates import Rates
 from kvprefetch.predict.outlook import Outlook
 from kvprefetch.predict.sessions import Sessions
+from kvprefetch.predict.trials import Trials
 from kvprefetch.sim.baselines import Reactive
 from kvprefetch.sim.trace import Request, shared_blocks
 from kvprefetch.sim.worker import Live, Preload, SimWorker
@@ -44,6 +45,7 @@ class Planned(ByIndex):
     def __init__(self, per_useful: float) -> None:
         super().__init__()
         self.rates = Rates()
+        self.trials = Trials()
         self.planner = Planner(self._assess, Budget(per_useful))
         self.accounts: dict[str, tuple[str, str]] = {}  # of each session's latest preload
         self.decision: Decision | None = None
@@ -55,8 +57,12 @@ class Planned(ByIndex):
 
     def arrived(self, live: Live) -> None:
         """Nothing to plan for a session that is here."""
+        request, before = live.request, self.latest.get(live.request.session)
+        if before is not None:
+            kept = shared_blocks(before.path, request.path) / max(before.blocks, 1)
+            self.trials.used(request.session, kept, self.worker.clock.now)
         super().arrived(live)
-        self.planner.withdraw(live.request.session)
+        self.planner.withdraw(request.session)
 
     def signalled(self, request: Request) -> None:
         """The predictor learns of it, the planner weighs it."""
@@ -115,13 +121,22 @@ class Planned(ByIndex):
         work = self.rates.load_s(tokens)
         if work is None:
             work = worker.machine.load_s(max(there - here, 0))
+        kept = self.sessions.kept(candidate.session, now)
+        outlook = self.sessions.outlook(candidate.session, now, work)
+        if tokens > 0:
+            claimed, idle = outlook.within * kept, self.sessions.idle(candidate.session, now)
+            if not candidate.proposed:
+                candidate.proposed = True
+                until = now + outlook.hold_s
+                self.trials.propose(candidate.session, candidate.kind, candidate.tenant, claimed, idle, now, until)
+            kept = self.trials.calibrated(candidate.kind, candidate.tenant, claimed, idle) / max(outlook.within, 1e-9)
         return Job(
             action=Action.LOAD,
             tokens=tokens,
             work_s=work,
             saved_s=work,
-            kept=self.sessions.kept(candidate.session, now),
-            outlook=self.sessions.outlook(candidate.session, now, work),
+            kept=kept,
+            outlook=outlook,
             enough=candidate.kind != "return" or self.sessions.outcomes(candidate.session) >= 3,
         )
 

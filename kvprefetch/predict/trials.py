@@ -1,0 +1,88 @@
+"""What came of what was foreseen: claimed probabilities against the record, per kind of evidence.
+
+A **trial** is opened when a context is proposed for preloading, whether or not anything is then done, and closes when its
+session's next request comes or when it was foreseen to be there: the outcome is the share of the context that was
+used. Contexts proposed are those that were displaced, and of these fewer come back than of all; the record of trials
+knows that, a gap's hazard does not. What is learnt is the ratio of what came true to what was claimed, so that better
+claims stay better within a cell. Explicit hints go the same way: what a caller states is one more thing to
+calibrate. Memory: one open trial per session, and the cells of `Shares`.
+"""
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from itertools import count
+from math import isfinite
+
+from kvprefetch.predict.rates import Shares
+
+_STEPS = 3  # stretches of claimed probability
+_LEAST = 0.02  # claims below this are taken for it
+
+
+@dataclass(slots=True, eq=False)
+class Trial:
+    """A proposal whose outcome is open."""
+
+    session: str
+    levels: tuple[Hashable, ...]
+    claimed: float
+
+
+@dataclass
+class Trials:
+    """See the module's promises."""
+
+    ratios: Shares = field(default_factory=lambda: Shares(start=1.0))  # of what was used to what was claimed
+    open: dict[str, Trial] = field(default_factory=dict)
+    _due: list[tuple[float, int, Trial]] = field(default_factory=list)
+    _order: "count[int]" = field(default_factory=count)
+
+    def calibrated(self, kind: str, tenant: str, claimed: float, idle: int) -> float:
+        """The share that will probably be used of what is proposed with these claims. NaN claims count as 0."""
+        claimed = _sound(claimed)
+        return min(claimed * self.ratios.mean(_levels(kind, tenant, claimed, idle)), 1.0)
+
+    def outcomes(self, kind: str) -> float:
+        """How many trials of this kind are remembered."""
+        return self.ratios.outcomes(("use", kind))
+
+    def propose(
+        self, session: str, kind: str, tenant: str, claimed: float, idle: int, now: float, until: float
+    ) -> None:
+        """Open a trial that closes at `until`; a session's older one is closed as not used."""
+        before = self.open.pop(session, None)
+        if before is not None:
+            self._learn(before, 0.0)
+        claimed = _sound(claimed)
+        trial = self.open[session] = Trial(session, _levels(kind, tenant, claimed, idle), claimed)
+        heapq.heappush(self._due, (until, next(self._order), trial))
+        self.advance(now)
+
+    def used(self, session: str, share: float, now: float) -> None:
+        """The session's request has come, and begins with this share of its context."""
+        self.advance(now)
+        trial = self.open.pop(session, None)
+        if trial is not None:
+            self._learn(trial, share)
+
+    def advance(self, now: float) -> None:
+        """Close what is overdue."""
+        while self._due and self._due[0][0] < now:
+            _, _, trial = heapq.heappop(self._due)
+            if self.open.get(trial.session) is trial:
+                del self.open[trial.session]
+                self._learn(trial, 0.0)
+
+    def _learn(self, trial: Trial, share: float) -> None:
+        self.ratios.learn(trial.levels, share / trial.claimed, trial.claimed)
+
+
+def _sound(claimed: float) -> float:
+    return min(max(claimed, _LEAST), 1.0) if isfinite(claimed) else _LEAST
+
+
+def _levels(kind: str, tenant: str, claimed: float, idle: int) -> tuple[Hashable, ...]:
+    step = min(int(claimed * _STEPS), _STEPS - 1)
+    general = ("use", kind), ("use", kind, step), ("use", kind, idle), ("use", kind, step, idle)
+    return (*general, ("use", kind, step, idle, tenant))
