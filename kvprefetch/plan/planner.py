@@ -17,7 +17,8 @@ from enum import Enum
 from itertools import count
 
 from kvprefetch.plan.budget import Budget
-from kvprefetch.plan.value import Load, Outlook, Value, value_of
+from kvprefetch.plan.value import Load, Value, value_of
+from kvprefetch.predict.outlook import Outlook
 
 
 class Action(Enum):

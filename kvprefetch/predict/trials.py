@@ -1,7 +1,7 @@
 """What came of what was foreseen: claimed probabilities against the record, per kind of evidence.
 
-A **trial** is opened when a context is proposed for preloading, whether or not anything is then done, and closes when its
-session's next request comes or when it was foreseen to be there: the outcome is the share of the context that was
+A **trial** is opened when a context is proposed for preloading, whether or not anything is then done, and closes when
+its session's next request comes or when it was foreseen to be there: the outcome is the share of the context that was
 used. Contexts proposed are those that were displaced, and of these fewer come back than of all; the record of trials
 knows that, a gap's hazard does not. What is learnt is the ratio of what came true to what was claimed, so that better
 claims stay better within a cell. Explicit hints go the same way: what a caller states is one more thing to
