@@ -10,11 +10,12 @@ From the hazard follows the **index** of an open gap: max over τ of P(X ≤ τ)
 holding its context for some time τ pays, per second (DESIGN §7.3; the form is Gittins', 1979). Times in seconds.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
+from operator import neg
 
 _FIRST, _RATIO, _COUNT = 0.25, 2**0.5, 46  # 0.25 s … 1.5 million s
 EDGES = tuple([0.0] + [_FIRST * _RATIO**k for k in range(_COUNT)])
@@ -125,10 +126,8 @@ class GapModel:
         """Seconds from `age` within which the gap ends with probability `share`; inf if it may never."""
         cell = self._table(levels)
         goal = _survival(cell.survival, age) * (1 - share)
-        for edge, s in zip(EDGES, cell.survival, strict=False):
-            if edge > age and s <= goal:
-                return edge - age
-        return float("inf")
+        k = max(bisect_right(EDGES, age), bisect_left(cell.survival, -goal, key=neg))
+        return EDGES[k] - age if k < len(EDGES) else float("inf")
 
     # -- within ----------------------------------------------------------------------------------------
     def _cells(self, levels: Levels) -> list[Cell]:

@@ -1,0 +1,180 @@
+"""The experts: each names contexts that may come next, and how strongly it thinks so.
+
+An expert that counts says ln(1 + p/ε) of the share p that it has seen, shrunk where it has seen little (PPM's escape:
+Cleary & Witten 1984); one that ranks or marks says 1. Experts that know nothing of a candidate say nothing, so its
+opinions are few. What the opinions are worth is learnt in `predict/mixture.py`.
+"""
+
+from math import log1p
+
+from kvprefetch.predict.counts import Row
+from kvprefetch.predict.memory import RECENT, TRAIL, Session, Tenant
+from kvprefetch.predict.mixture import Opinions
+
+_EPS = 0.005
+_MOST = 80  # candidates
+_NAMES: list[str] = []
+_START: list[float] = []
+
+
+def _opinion(name: str, start: float = 0.0) -> int:
+    _NAMES.append(name)
+    _START.append(start)
+    return len(_NAMES) - 1
+
+
+def _ranks(name: str, count: int, start: float = 0.0) -> list[int]:
+    return [_opinion(name, start) for _ in range(count)]
+
+
+AFTER_TWO = _opinion("followed these two", 0.2)
+AFTER_ONE = _opinion("followed this one", 0.2)
+USER_AFTER = _opinion("followed this one with this user", 0.2)
+TOGETHER = _ranks("used together", TRAIL, 0.2)
+SIGNAL = _opinion("followed this signal", 0.2)
+NAMED = _opinion("named by this signal", 1.0)
+POPULAR = _opinion("popular", 0.2)
+USER_LATELY = _opinion("used lately by this user", 0.2)
+LATELY = _opinion("used lately in this session", 0.2)
+RECENCY = _ranks("recent in this session", 8, 0.2)
+IN_BURST = _ranks("touched in this act", 4)
+NEXT_NAME = _ranks("next by name", 8)
+PREVIOUS_NAME = _ranks("previous by name", 3)
+SAME_FOLDER = _opinion("in the same folder", 0.3)
+NEXT_ALIKE = _ranks("next of the same subject", 4, 0.2)
+EARLIER_ALIKE = _opinion("earlier of the same subject", 0.1)
+SAME_BASE = _opinion("of the same name elsewhere", 0.1)
+SAME_ENDING = _opinion("of the same type", 0.1)
+EARLIER_NAME = _opinion("earlier by name in this act")
+LAST_KIND = _ranks("by its last use", 8)
+NOTHING = _opinion("none of these", 3.0)
+NOTHING_AT_START = _opinion("none of these, at a start")
+NOTHING_SURE = _opinion("none of these, where much is known")
+NOTHING_SEEN = _opinion("none of these, by recent outcomes")
+
+NAMES = tuple(_NAMES)
+START = tuple(_START)
+_STEP = tuple(rank if rank < 4 else 4 + (rank >= 6) + (rank >= 10) + (rank >= 16) for rank in range(RECENT))
+_IN_FOLDER, _BY_BASE, _BY_ENDING, _EARLIER = (
+    (which, 1.0) for which in (SAME_FOLDER, SAME_BASE, SAME_ENDING, EARLIER_NAME)
+)
+_BY_KIND = [(which, 1.0) for which in LAST_KIND]
+_NO_PARTS = ("?", "?", "?")  # of a name that was forgotten meanwhile
+
+
+class Candidates(dict[str, Opinions]):
+    """Opinions by context; at most _MOST contexts, what is named first stays."""
+
+    def say(self, context: str, which: int, strength: float = 1.0) -> None:
+        """One opinion."""
+        opinions = self.get(context)
+        if opinions is not None:
+            opinions.append((which, strength))
+        elif len(self) < _MOST:
+            self[context] = [(which, strength)]
+
+    def count(self, row: Row | None, which: int, prior: float) -> float:
+        """What a row of counts says; and how much of it is evidence, 0…1."""
+        if row is None or not row.counts:
+            return 0.0
+        total = row.total + prior * row.unit
+        scale = 1 / (total * _EPS)
+        for context, count in row.counts.items():
+            opinion = which, log1p(count * scale)
+            if context in self:
+                self[context].append(opinion)
+            elif len(self) < _MOST:
+                self[context] = [opinion]
+        return row.total / total
+
+
+def opinions_on(tenant: Tenant, session: Session) -> tuple[Candidates, Opinions]:
+    """What may come next in the session; and what speaks for none of them."""
+    found = Candidates()
+    for context in session.named:
+        found.say(context, NAMED)
+    sure = _followers(found, tenant, session)
+    _recent(found, session)
+    if session.trail:
+        _by_name(found, tenant, session)
+    _habits(found, tenant, session)
+    if session.trail:
+        _marks(found, tenant, session)
+    none = [(NOTHING, 1.0), (NOTHING_SURE, sure)]
+    if not session.trail:
+        none.append((NOTHING_AT_START, 1.0))
+    return found, none
+
+
+def _followers(found: Candidates, tenant: Tenant, session: Session) -> float:
+    """Variable-order transitions, with this user and with everyone, and what was used about the same time."""
+    trail = session.trail
+    last = trail[-1] if trail else ""
+    sure = 0.0
+    if len(trail) > 1:
+        sure = found.count(tenant.after_two.row((trail[-2], last)), AFTER_TWO, 0.5)
+    sure += found.count(tenant.after_one.row(last), AFTER_ONE, 1.0)
+    found.count(tenant.user_after.row((session.user, last)), USER_AFTER, 1.0)
+    found.count(tenant.signals.row((session.kind, session.about)), SIGNAL, 1.0)
+    for back, context in enumerate(reversed(trail)):
+        found.count(tenant.together.row(context), TOGETHER[back], 1.0)
+    return sure
+
+
+def _recent(found: Candidates, session: Session) -> None:
+    """What the session used, by how lately and how often."""
+    burst = session.burst
+    for rank, context in enumerate(reversed(session.recent.order)):
+        found.say(context, RECENCY[_STEP[rank]])
+        if context in burst:
+            found.say(context, IN_BURST[min(rank, 3)])
+    found.count(session.recent.lately, LATELY, 0.0)
+
+
+def _by_name(found: Candidates, tenant: Tenant, session: Session) -> None:
+    """What lies beside the latest one."""
+    last = session.trail[-1]
+    for off, context in enumerate(tenant.names.after(last, len(NEXT_NAME))):
+        found.say(context, NEXT_NAME[off])
+    for off, context in enumerate(tenant.names.before(last, len(PREVIOUS_NAME))):
+        found.say(context, PREVIOUS_NAME[off])
+    later, earlier = tenant.names.alike(last, 6)
+    for off, context in enumerate(later):
+        found.say(context, NEXT_ALIKE[min(off, 3)])
+    for context in earlier[-2:]:
+        found.say(context, EARLIER_ALIKE)
+
+
+def _habits(found: Candidates, tenant: Tenant, session: Session) -> None:
+    """What this user, and everyone, used lately. Most of it is only named where little else is known."""
+    few = 6 if session.trail else RECENT
+    user = tenant.users.get(session.user)
+    for row, which in ((user.lately if user else None, USER_LATELY), (tenant.popular, POPULAR)):
+        if row is None or not row.counts:
+            continue
+        counts, scale = row.counts, 1 / (row.total * _EPS)
+        for context in sorted(counts, key=counts.__getitem__)[-few:]:
+            if context not in found and len(found) < _MOST:
+                found[context] = []
+        for context, opinions in found.items():
+            count = counts.get(context)
+            if count:
+                opinions.append((which, log1p(count * scale)))
+
+
+def _marks(found: Candidates, tenant: Tenant, session: Session) -> None:
+    """What each candidate has in common with the latest one, and what was last done with it."""
+    last, kinds, parts = session.trail[-1], tenant.kinds, tenant.names.parts
+    here, name, kind = parts.get(last, _NO_PARTS)
+    in_act = len(session.burst) > 1
+    for context, opinions in found.items():
+        its_folder, its_name, its_kind = parts.get(context, _NO_PARTS)
+        if its_folder == here:
+            opinions.append(_IN_FOLDER)
+        elif its_name == name:
+            opinions.append(_BY_BASE)
+        if its_kind == kind:
+            opinions.append(_BY_ENDING)
+        if in_act and context < last:
+            opinions.append(_EARLIER)
+        opinions.append(_BY_KIND[kinds.get(context, 0)])

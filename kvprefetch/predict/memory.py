@@ -1,0 +1,130 @@
+"""What is remembered of one tenant's contexts, users and sessions. Bounded; nothing of it leaves the tenant."""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from kvprefetch.predict.counts import Counts, Row
+from kvprefetch.predict.names import Names
+
+RECENT = 24
+"""Distinct contexts that a session or a user remembers in order."""
+TRAIL = 5
+"""Latest uses that a session remembers, repeated ones too."""
+BURST_S = 1.0
+"""Uses closer than this are one act, such as a commit or a turn's parallel tool calls."""
+_KINDS = 7
+_KEPT = 64  # popular contexts
+
+
+class Recent:
+    """Distinct contexts, the latest last, and how much each was used lately. At most RECENT; about 4 KB."""
+
+    __slots__ = ("lately", "order")
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.lately = Row()
+
+    def add(self, context: str) -> None:
+        """Used again."""
+        if context in self.order:
+            self.order.remove(context)
+        elif len(self.order) >= RECENT:
+            del self.order[0]
+        self.order.append(context)
+        self.lately.add(context, 1.1, RECENT)
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """What a session did lately; at most about 8 KB."""
+
+    user: str
+    recent: Recent = field(default_factory=Recent)
+    trail: deque[str] = field(default_factory=lambda: deque(maxlen=TRAIL))  # the latest last
+    burst: set[str] = field(default_factory=set)  # contexts of the act in progress, at most RECENT
+    at: float = 0.0  # of its latest event
+    kind: str = ""  # of its latest event
+    about: str = ""  # the subject of its latest event
+    named: tuple[str, ...] = ()  # known contexts that its latest signal names
+
+
+class Tenant:
+    """All that is remembered of one tenant: at most some 40 MB when every table is full."""
+
+    def __init__(self, max_contexts: int = 20_000, max_sessions: int = 2_000) -> None:
+        self.max_contexts, self.max_sessions = max_contexts, max_sessions
+        self.sessions: OrderedDict[str, Session] = OrderedDict()
+        self.users: OrderedDict[str, Recent] = OrderedDict()
+        self.names = Names()
+        self.kinds: OrderedDict[str, int] = OrderedDict()  # each context's latest kind of use, by number
+        self.numbers: dict[str, int] = {}  # of kinds; 0 for any beyond
+        self.popular = Row()
+        self.after_one = Counts(growth=1.06, width=16, max_rows=max_contexts)
+        self.after_two = Counts(growth=1.06, width=8, max_rows=max_contexts)
+        self.user_after = Counts(growth=1.06, width=12, max_rows=max_contexts)
+        self.together = Counts(growth=1.03, width=24, max_rows=max_contexts)
+        self.signals = Counts(growth=1.03, width=8, max_rows=max_contexts)
+
+    def session(self, name: str, user: str) -> Session:
+        """The session, made if it is new; the one longest quiet makes room."""
+        session = self.sessions.get(name)
+        if session is None:
+            session = self.sessions[name] = Session(user)
+            if len(self.sessions) > self.max_sessions:
+                self.sessions.popitem(last=False)
+        self.sessions.move_to_end(name)
+        return session
+
+    def observed(self, session: Session, kind: str, about: str, now: float) -> None:
+        """Something happened in the session that may tell what comes next."""
+        if now - session.at > BURST_S:
+            session.burst.clear()
+        session.kind, session.about, session.at = kind, about, now
+        session.named = self.names.named_in(about) if about else ()
+
+    def used(self, session: Session, context: str, kind: str, now: float) -> None:
+        """The session used `context`."""
+        self.signals.add((session.kind, session.about), context)
+        self._know(context, kind)
+        self._follow(session, context)
+        self.popular.add(context, 1.01, _KEPT)
+        session.trail.append(context)
+        session.recent.add(context)
+        self._user(session.user).add(context)
+        if now - session.at > BURST_S:
+            session.burst.clear()
+        if len(session.burst) < RECENT:
+            session.burst.add(context)
+        session.kind, session.about, session.at, session.named = kind, context, now, ()
+
+    def _follow(self, session: Session, context: str) -> None:
+        trail, user = session.trail, session.user
+        last = trail[-1] if trail else ""
+        self.after_one.add(last, context)
+        self.user_after.add((user, last), context)
+        if len(trail) > 1:
+            self.after_two.add((trail[-2], last), context)
+        for other in set(trail):
+            if other != context:
+                self.together.add(other, context)
+                self.together.add(context, other)
+
+    def _know(self, context: str, kind: str) -> None:
+        if context not in self.kinds:
+            self.names.add(context)
+            if len(self.kinds) >= self.max_contexts:
+                self.names.drop(self.kinds.popitem(last=False)[0])
+        if kind not in self.numbers and len(self.numbers) < _KINDS:
+            self.numbers[kind] = len(self.numbers) + 1
+        self.kinds[context] = self.numbers.get(kind, 0)
+        self.kinds.move_to_end(context)
+
+    def _user(self, user: str) -> Recent:
+        recent = self.users.get(user)
+        if recent is None:
+            recent = self.users[user] = Recent()
+            if len(self.users) > self.max_sessions:
+                self.users.popitem(last=False)
+        self.users.move_to_end(user)
+        return recent

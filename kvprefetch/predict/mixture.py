@@ -1,0 +1,86 @@
+"""Experts' opinions made one: a softmax over candidates whose weights are learnt online.
+
+Each candidate is a set of named opinions with a strength; its score is Σ weight · strength, and the candidates compete
+with "none of these", which has opinions of its own. After the outcome every weight moves along the gradient of the
+log likelihood, each with its own step (AdaGrad: Duchi, Hazan & Singer 2011). A log-linear mixture lets experts that
+say the same thing share one weight's worth of evidence instead of counting it twice.
+
+A **gate** is a circumstance with weights of its own that are added to the common ones: the kind of the latest event,
+say, or the tenant. They start at nothing, so what is new is treated as what is common.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from math import exp, sqrt
+
+Opinions = list[tuple[int, float]]
+"""(which, how strongly)."""
+_RATE = 0.1
+_LEAST = 4e-3  # errors below this teach nothing
+_CAUTION = 4.0  # a gate's first steps are half as long as the common ones
+
+
+class Weights:
+    """Weights of all opinions, and each one's sum of squared slopes. About 3 KB."""
+
+    __slots__ = ("squares", "values")
+
+    def __init__(self, values: Sequence[float], squares: float) -> None:
+        self.values = list(values)
+        self.squares = [squares] * len(self.values)
+
+    def step(self, gradient: dict[int, float]) -> None:
+        """One step uphill."""
+        values, squares = self.values, self.squares
+        for which, slope in gradient.items():
+            squares[which] += slope * slope
+            values[which] += _RATE / sqrt(squares[which]) * slope
+
+
+class Mixture:
+    """Common weights and those of at most `max_gates` gates, of which the longest unused is forgotten."""
+
+    def __init__(self, start: Sequence[float], max_gates: int = 512) -> None:
+        self.common = Weights(start, 1.0)
+        self.gates: OrderedDict[Hashable, Weights] = OrderedDict()
+        self.max_gates = max_gates
+
+    def weights(self, gates: Sequence[Hashable]) -> list[float]:
+        """What opinions are worth in these circumstances."""
+        known = [self.gates[gate].values for gate in gates if gate in self.gates]
+        return list(map(sum, zip(self.common.values, *known, strict=True)))
+
+    def learn(
+        self, candidates: Sequence[Opinions], shares: Sequence[float], outcome: int, gates: Sequence[Hashable]
+    ) -> None:
+        """`candidates`, the last of which is none of them, had these probabilities; `outcome` came true."""
+        gradient: dict[int, float] = {}
+        for i, opinions in enumerate(candidates):
+            error = (i == outcome) - shares[i]
+            if -_LEAST < error < _LEAST:
+                continue
+            for which, strength in opinions:
+                gradient[which] = gradient.get(which, 0.0) + error * strength
+        self.common.step(gradient)
+        for gate in gates:
+            own = self.gates.get(gate)
+            if own is None:
+                own = self.gates[gate] = Weights([0.0] * len(self.common.values), _CAUTION)
+                if len(self.gates) > self.max_gates:
+                    self.gates.popitem(last=False)
+            self.gates.move_to_end(gate)
+            own.step(gradient)
+
+
+def softmax(candidates: Sequence[Opinions], weights: Sequence[float]) -> list[float]:
+    """The candidates' probabilities; they sum to 1."""
+    scores = []
+    for opinions in candidates:
+        score = 0.0
+        for which, strength in opinions:
+            score += weights[which] * strength
+        scores.append(score)
+    top = max(scores)
+    exps = [exp(score - top) for score in scores]
+    total = sum(exps)
+    return [e / total for e in exps]

@@ -1,0 +1,163 @@
+"""Which context comes next in a session: experts, a mixture learnt online, and claims calibrated by what came true.
+
+Promises
+- Pure and online: no training step; every use is first predicted, then learnt from. An event costs O(opinions).
+- What is learnt about contexts, users and sessions stays with their tenant (`predict/memory.py`). Tenants share what
+  experts are worth and how far claims can be believed: numbers, never names.
+- Bounded: `max_tenants` tenants, the longest quiet forgotten first, each as bounded as `Tenant` says.
+- Events may be late or come twice; times that are not numbers count as the latest known. Raises nothing.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from kvprefetch.predict import experts
+from kvprefetch.predict.gaps import GapModel, bin_of
+from kvprefetch.predict.memory import Session, Tenant
+from kvprefetch.predict.mixture import Mixture, Opinions, softmax
+from kvprefetch.predict.rates import Shares
+
+_STEPS = 6  # stretches of claimed probability that are calibrated apart
+_LISTED = 5  # of each prediction that are held against what came
+_LONGEST = 512  # characters of a name that tell it apart
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A context that may be the session's next."""
+
+    context: str
+    probability: float  # that the next use in the session is of this one
+    gap_s: tuple[float, float, float]  # p10, p50, p90 of the time until that use; inf: perhaps never
+    outcomes: float  # how many outcomes of such claims stand behind it
+    because: str  # the opinions that weighed most
+
+
+@dataclass(slots=True)
+class _Guess:
+    """Predicted for one moment of a session."""
+
+    contexts: list[str]
+    opinions: list[Opinions]  # of each context, and last of none of them
+    shares: list[float]
+    top: list[int]  # the likeliest first
+    weights: list[float]
+    gates: tuple[Hashable, ...]
+
+
+@dataclass
+class Which:
+    """See the module's promises."""
+
+    max_tenants: int = 256
+    max_contexts: int = 20_000  # per tenant
+    mixture: Mixture = field(default_factory=lambda: Mixture(experts.START))
+    truth: Shares = field(default_factory=lambda: Shares(start=1.0, prior=8.0))  # of what came true to what was claimed
+    gaps: GapModel = field(default_factory=GapModel)
+    tenants: OrderedDict[str, Tenant] = field(default_factory=OrderedDict)
+    now: float = 0.0
+    _latest: "tuple[Session, _Guess] | None" = None  # asked for last; good until something happens
+
+    def signalled(self, session: str, tenant: str, user: str, kind: str, about: str, now: float) -> None:
+        """Something was observed in the session: a tool call, a message, a document opened; `about` what."""
+        memory = self._tenant(tenant)
+        memory.observed(memory.session(session, user), kind, about[:_LONGEST], self._time(now))
+        self._latest = None
+
+    def used(self, session: str, tenant: str, user: str, context: str, kind: str, now: float) -> None:
+        """The session uses `context`: hold it against what was to be expected, and remember it."""
+        memory = self._tenant(tenant)
+        known, context, now = memory.session(session, user), context[:_LONGEST], self._time(now)
+        guess = self._guess(tenant, memory, known)
+        outcome = guess.contexts.index(context) if context in guess.contexts else len(guess.contexts)
+        self.mixture.learn(guess.opinions, guess.shares, outcome, guess.gates)
+        for i in guess.top[:_LISTED]:
+            claimed = guess.shares[i]
+            self.truth.learn(_levels(claimed, known.kind, tenant), (i == outcome) / claimed, claimed)
+        if known.at:
+            self._gap_ended(known, max(now - known.at, 0.0))
+        memory.used(known, context, kind, now)
+        self._latest = None
+
+    def predictions(self, session: str, tenant: str, user: str, now: float, limit: int = _LISTED) -> list[Prediction]:
+        """The most likely next contexts, the likeliest first; a new session has its user's and tenant's habits."""
+        memory = self._tenant(tenant)
+        known = memory.session(session, user)
+        return self._say(tenant, known, self._guess(tenant, memory, known), limit, self._sound(now))
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _guess(self, tenant: str, memory: Tenant, session: Session) -> _Guess:
+        if self._latest is not None and self._latest[0] is session:
+            return self._latest[1]
+        found, none = experts.opinions_on(memory, session)
+        stage = min(len(session.burst), 3) if session.trail else -1
+        gates = (("kind", session.kind), ("stage", stage), ("tenant", tenant))
+        opinions = [*found.values(), none]
+        weights = self.mixture.weights(gates)
+        shares = softmax(opinions, weights)
+        top = sorted(range(len(found)), key=shares.__getitem__, reverse=True)
+        guess = _Guess(list(found), opinions, shares, top, weights, gates)
+        self._latest = session, guess
+        return guess
+
+    def _say(self, tenant: str, session: Session, guess: _Guess, limit: int, now: float) -> list[Prediction]:
+        said = []
+        gap = self._quantiles(session, max(now - session.at, 0.0))
+        for i in guess.top[:limit]:
+            levels = _levels(guess.shares[i], session.kind, tenant)
+            said.append(
+                Prediction(
+                    context=guess.contexts[i],
+                    probability=min(guess.shares[i] * self.truth.mean(levels), 1.0),
+                    gap_s=gap,
+                    outcomes=self.truth.outcomes(levels[1]),
+                    because=_because(guess.opinions[i], guess.weights),
+                )
+            )
+        return said
+
+    def _quantiles(self, session: Session, age: float) -> tuple[float, float, float]:
+        levels = _gap_levels(session)
+        low, middle, high = (self.gaps.quantile(levels, age, share) for share in (0.1, 0.5, 0.9))
+        return low, middle, high
+
+    def _gap_ended(self, session: Session, gap: float) -> None:
+        levels = _gap_levels(session)
+        for k in range(bin_of(gap)):
+            self.gaps.outlived(levels, k)
+        self.gaps.ended(levels, gap)
+
+    def _tenant(self, name: str) -> Tenant:
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            tenant = self.tenants[name] = Tenant(self.max_contexts)
+            if len(self.tenants) > self.max_tenants:
+                self.tenants.popitem(last=False)
+        self.tenants.move_to_end(name)
+        return tenant
+
+    def _time(self, now: float) -> float:
+        self.now = self._sound(now)
+        return self.now
+
+    def _sound(self, now: float) -> float:
+        return now if self.now < now < float("inf") else self.now
+
+
+def _levels(claimed: float, kind: str, tenant: str) -> tuple[Hashable, ...]:
+    step = min(int(claimed * _STEPS), _STEPS - 1)
+    return ("claim", step), ("claim", step, kind), ("claim", step, kind, tenant)
+
+
+def _gap_levels(session: Session) -> tuple[Hashable, ...]:
+    return "use", ("use", session.kind)
+
+
+def _because(opinions: Opinions, weights: list[float]) -> str:
+    """The three opinions that weighed most."""
+    terms: dict[str, float] = {}
+    for which, strength in opinions:
+        name = experts.NAMES[which]
+        terms[name] = terms.get(name, 0.0) + weights[which] * strength
+    return ", ".join(f"{name} {terms[name]:+.1f}" for name in sorted(terms, key=terms.__getitem__, reverse=True)[:3])
