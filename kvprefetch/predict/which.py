@@ -86,6 +86,12 @@ class Which:
         known = memory.session(session, user)
         return self._say(tenant, known, self._guess(tenant, memory, known), limit, self._sound(now))
 
+    def kind_of(self, session: str, tenant: str) -> str:
+        """The kind of the session's latest event; "" for an unknown one."""
+        memory = self.tenants.get(tenant)
+        known = memory.sessions.get(session) if memory else None
+        return known.kind if known else ""
+
     # -- within ----------------------------------------------------------------------------------------
     def _guess(self, tenant: str, memory: Tenant, session: Session) -> _Guess:
         if self._latest is not None and self._latest[0] is session:

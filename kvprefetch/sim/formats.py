@@ -18,12 +18,13 @@ MOONCAKE_BLOCK = 512
 def read_trace(path: Path, name: str, tenants: int) -> Trace:
     """The trace in `path`. Raises TraceError naming the line that cannot be read."""
     try:
-        return FORMATS[name](_rows(path), tenants)
+        return FORMATS[name](rows_of(path), tenants)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise TraceError(f"{path.name} is not a trace of format {name}: {type(error).__name__}: {error}") from error
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON lines file, gzipped or not. Raises TraceError naming the line."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as lines:
