@@ -11,6 +11,7 @@ Promises
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import inf
 
 from kvprefetch.predict import experts
 from kvprefetch.predict.gaps import GapModel, bin_of
@@ -86,10 +87,21 @@ class Which:
         known = memory.session(session, user)
         return self._say(tenant, known, self._guess(tenant, memory, known), limit, self._sound(now))
 
+    def gap_s(self, session: str, tenant: str, now: float) -> tuple[float, float, float]:
+        """p10, p50, p90 of the time until the session's next use; inf: perhaps never."""
+        known = self._known(session, tenant)
+        return self._quantiles(known, max(self._sound(now) - known.at, 0.0)) if known else (inf, inf, inf)
+
+    def use_within(self, session: str, tenant: str, now: float, seconds: float) -> float:
+        """P(the session's next use comes within so many seconds); 0 for an unknown session."""
+        known = self._known(session, tenant)
+        if known is None:
+            return 0.0
+        return self.gaps.within(_gap_levels(known), max(self._sound(now) - known.at, 0.0), seconds)
+
     def kind_of(self, session: str, tenant: str) -> str:
         """The kind of the session's latest event; "" for an unknown one."""
-        memory = self.tenants.get(tenant)
-        known = memory.sessions.get(session) if memory else None
+        known = self._known(session, tenant)
         return known.kind if known else ""
 
     # -- within ----------------------------------------------------------------------------------------
@@ -134,6 +146,10 @@ class Which:
             self.gaps.outlived(levels, k)
         self.gaps.ended(levels, gap)
 
+    def _known(self, session: str, tenant: str) -> Session | None:
+        memory = self.tenants.get(tenant)
+        return memory.sessions.get(session) if memory else None
+
     def _tenant(self, name: str) -> Tenant:
         tenant = self.tenants.get(name)
         if tenant is None:
@@ -148,7 +164,7 @@ class Which:
         return self.now
 
     def _sound(self, now: float) -> float:
-        return now if self.now < now < float("inf") else self.now
+        return now if self.now < now < inf else self.now
 
 
 def _levels(claimed: float, kind: str, tenant: str) -> tuple[Hashable, ...]:

@@ -42,6 +42,9 @@ class Reactive:
     def loaded(self, tokens: int, seconds: float) -> None:
         """See `Strategy`."""
 
+    def computed(self, start: int, end: int, seconds: float) -> None:
+        """See `Strategy`."""
+
     def used(self, span: Span) -> None:
         """See `Strategy`."""
 

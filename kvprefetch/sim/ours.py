@@ -75,6 +75,10 @@ class Planned(ByIndex):
         """Learn how fast the link is."""
         self.rates.loaded(tokens, seconds)
 
+    def computed(self, start: int, end: int, seconds: float) -> None:
+        """Learn how fast the GPU is."""
+        self.rates.computed(start, end, seconds)
+
     def used(self, span: Span) -> None:
         """Speculation was used: its account earns."""
         tokens = span.count * self.worker.machine.block_tokens

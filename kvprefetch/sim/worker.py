@@ -74,6 +74,9 @@ class Strategy(Protocol):
     def loaded(self, tokens: int, seconds: float) -> None:
         """The link took so long for so many."""
 
+    def computed(self, start: int, end: int, seconds: float) -> None:
+        """The GPU took so long for the KV of these positions."""
+
     def used(self, span: Span) -> None:
         """A request used these preloaded blocks for the first time."""
 
@@ -168,6 +171,7 @@ class SimWorker:
         seconds = self.machine.prefill_s(live.computed, end)
         self.gpu_seconds += seconds
         self.gpu_busy = True
+        self.strategy.computed(live.computed, end, seconds)
 
         def done() -> None:
             self.gpu_busy = False

@@ -1,0 +1,99 @@
+"""A replayed worker that also computes contexts before they are asked about, on a GPU that nobody needs."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from kvprefetch.cache.evict import Demand
+from kvprefetch.cache.spans import Span
+from kvprefetch.errors import PoolFull
+from kvprefetch.sim.clock import VirtualClock
+from kvprefetch.sim.machine import Machine
+from kvprefetch.sim.worker import Live, Preload, SimWorker, Strategy
+
+STEP_S = 0.05
+"""One speculative step, which a request waits for at most."""
+
+
+class PrefillStrategy(Strategy, Protocol):
+    """A strategy that has something to compute."""
+
+    def next_prefill(self) -> Preload | None:
+        """What the idle GPU should compute next. Asked again after each step."""
+
+    def prefilled(self, preload: Preload, blocks: int) -> None:
+        """So many blocks of it are being computed."""
+
+
+class PrefillingWorker(SimWorker):
+    """Live prefill first; then, while nobody waits, what the strategy wants."""
+
+    strategy: PrefillStrategy
+    speculative_s = 0.0  # of the GPU
+    computed_blocks = computed_useful = 0
+
+    def __init__(
+        self, machine: Machine, clock: VirtualClock, strategy: PrefillStrategy, record: Callable[[Live], None]
+    ) -> None:
+        self.by_prefill: set[str] = set()  # preloads of which the latest blocks were computed, not loaded
+        super().__init__(machine, clock, strategy, record)
+
+    def wake(self) -> None:
+        """Something may be worth doing now."""
+        self.serve_link()
+        self._serve_gpu()
+
+    def _serve_gpu(self) -> None:
+        super()._serve_gpu()
+        while not self.gpu_busy and (preload := self.strategy.next_prefill()) is not None:
+            if not self._compute(preload):
+                self.strategy.failed(preload)
+
+    def _compute(self, preload: Preload) -> bool:
+        """One step of it, if there is room; whether it has begun."""
+        path, block = preload.path, self.machine.block_tokens
+        here = min(self.gpu.match(path), preload.blocks)
+        if here >= preload.blocks:
+            return False
+        upto = min(preload.blocks, max(self.machine.prefill_end(here * block, STEP_S) // block, here + 1))
+        self.gpu.hold(path, here)
+        try:
+            self.gpu.reserve(upto - here, Demand(preload.tenant, True, self.clock.now, worth=preload.worth))
+        except PoolFull:
+            self.gpu.release(path, here)
+            return False
+        seconds = self.machine.prefill_s(here * block, upto * block)
+        self.gpu_busy = True
+        self.gpu_seconds += seconds
+        self.speculative_s += seconds
+        self.moves.started += preload.session not in self.unfinished
+        self.unfinished[preload.session] = preload
+        self.strategy.computed(here * block, upto * block, seconds)
+        self.strategy.prefilled(preload, upto - here)
+
+        def done() -> None:
+            self.gpu_busy = False
+            self.gpu.unreserve(upto - here)
+            session, tenant, until = preload.session, preload.tenant, preload.hold_until
+            self.by_prefill.add(session)
+            fresh = self.gpu.insert(path, upto, tenant, session, self.clock.now, until)
+            self.moves.moved += fresh
+            self.computed_blocks += fresh
+            self.gpu.extend_hold(path, upto, until)
+            self.gpu.release(path, here)
+            if upto >= preload.blocks:
+                self.unfinished.pop(session, None)
+            self._serve_gpu()
+
+        self.clock.after(seconds, done)
+        return True
+
+    def _preload(self, preload: Preload) -> bool:
+        begun = super()._preload(preload)
+        if begun:
+            self.by_prefill.discard(preload.session)
+        return begun
+
+    def _note_use(self, span: Span) -> None:
+        super()._note_use(span)
+        if span.session in self.by_prefill:
+            self.computed_useful += span.count
