@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from math import inf
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from kvprefetch.cache.block import Block
 
@@ -20,8 +20,7 @@ class Demand:
     worth: float = inf  # a preload's index: it displaces only what has a lower one
 
 
-@dataclass(frozen=True)
-class Rank:
+class Rank(NamedTuple):
     """A victim's place in line: the lowest goes first. `rule` names the reason in miss reports."""
 
     group: int

@@ -10,11 +10,16 @@ import click
 
 from kvprefetch.errors import InvalidRequest, KVPrefetchError
 from kvprefetch.sim.arrivals import Signals, place
+from kvprefetch.sim.events import read_events
 from kvprefetch.sim.formats import FORMATS, read_trace
 from kvprefetch.sim.machine import Machine
+from kvprefetch.sim.navigate import NAMES as NAVIGATORS
+from kvprefetch.sim.navigate import NavigationReplay
 from kvprefetch.sim.policies import NAMES
 from kvprefetch.sim.replay import Experiment, Replay
+from kvprefetch.sim.visits import place_visits
 
+NAVIGATION = "navigation"
 _M = Machine()
 _POLICIES = "gpu-lru,reactive,ttl:300,pause,next-turn,oracle:5,belady"
 
@@ -36,8 +41,12 @@ def parse_signals(text: str) -> Signals:
 
 @click.command()
 @click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--format", "name", type=click.Choice(sorted(FORMATS)), required=True, help="Format of TRACE.")
-@click.option("--policies", default=_POLICIES, help=f"Any of: {NAMES}.")
+@click.option(
+    "--format", "name", type=click.Choice([*sorted(FORMATS), NAVIGATION]), required=True, help="Format of TRACE."
+)
+@click.option(
+    "--policies", help=f"Any of: {NAMES} (default {_POLICIES}); for {NAVIGATION}: {NAVIGATORS} (default: all)."
+)
 @click.option("--gpu-tokens", default=_M.gpu_tokens, type=click.IntRange(1), help="KV pool of each worker's GPU.")
 @click.option("--host-tokens", default=_M.host_tokens, type=click.IntRange(0), help="KV kept in each host's memory.")
 @click.option("--kv-bytes-per-token", default=_M.kv_bytes_per_token, type=float, help="Bytes of KV per token.")
@@ -54,24 +63,26 @@ def parse_signals(text: str) -> Signals:
 @click.option("--seed", default=0, type=int, help="Of everything that is drawn.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many requests of the file.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report here.")
-def simulate(trace: Path, name: str, policies: str, json_file: Path | None, **options: Any) -> None:
+def simulate(trace: Path, name: str, policies: str | None, json_file: Path | None, **options: Any) -> None:
     """Replay TRACE under several policies on a virtual clock, with the worker's own predictor, planner and eviction.
 
     The defaults are an 8B model in bf16 on one H200. TTFT in seconds; shares are of the reusable prefix tokens of
     follow-ups; `moved` is tokens preloaded per token that a request then used.
     """
+    reports = []
     try:
-        replay = make_replay(read_trace(trace, name, options["tenants"]), options)
+        replay: Replay | NavigationReplay
+        if name == NAVIGATION:
+            replay, chosen = make_navigation(trace, options), policies or NAVIGATORS
+        else:
+            replay = make_replay(read_trace(trace, name, options["tenants"]), options)
+            chosen = policies or _POLICIES
+        click.echo(_HEADER)
+        for policy in chosen.split(","):
+            reports.append(replay.run(policy.strip()))
+            click.echo(_row(reports[-1]))
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from error
-    click.echo(_HEADER)
-    reports = []
-    for policy in policies.split(","):
-        try:
-            reports.append(replay.run(policy.strip()))
-        except InvalidRequest as error:
-            raise click.UsageError(str(error)) from error
-        click.echo(_row(reports[-1]))
     if json_file:
         report = {"trace": trace.name, "format": name, "experiment": asdict(replay.experiment), "policies": reports}
         try:
@@ -80,12 +91,29 @@ def simulate(trace: Path, name: str, policies: str, json_file: Path | None, **op
             raise KVPrefetchError(f"cannot write {json_file}: {error}") from error
 
 
+def make_navigation(trace: Path, options: Mapping[str, Any]) -> NavigationReplay:
+    """The same, for files opened and asked about. Raises InvalidRequest for what cannot be."""
+    if options["workers"] != 1:
+        raise InvalidRequest(f"--format {NAVIGATION} replays one worker")
+    events = read_events(trace)[: options["limit"]]
+    visits = place_visits(events, options["concurrency"], options["seed"])
+    experiment = Experiment(_machine(options), 1, parse_signals(options["signals"]), options["seed"])
+    return NavigationReplay(visits, experiment)
+
+
 def make_replay(trace: Any, options: Mapping[str, Any]) -> Replay:
     """The experiment that the options describe. Raises InvalidRequest for what cannot be."""
+    machine = _machine(options)
+    signals, seed = parse_signals(options["signals"]), options["seed"]
+    placed = place(trace.limited(options["limit"]), options["concurrency"], seed)
+    return Replay(placed, Experiment(machine, options["workers"], signals, seed))
+
+
+def _machine(options: Mapping[str, Any]) -> Machine:
     for positive in ("kv_bytes_per_token", "reload_gbps", "prefill_tflops", "params_b", "concurrency"):
         if not 0 < options[positive] < float("inf"):
             raise InvalidRequest(f"--{positive.replace('_', '-')} must be more than 0")
-    machine = Machine(
+    return Machine(
         gpu_tokens=options["gpu_tokens"],
         host_tokens=options["host_tokens"],
         kv_bytes_per_token=options["kv_bytes_per_token"],
@@ -94,9 +122,6 @@ def make_replay(trace: Any, options: Mapping[str, Any]) -> Replay:
         params=options["params_b"] * 1e9,
         slice_s=_M.slice_s if options["prefill_order"] == "slices" else None,
     )
-    signals, seed = parse_signals(options["signals"]), options["seed"]
-    placed = place(trace.limited(options["limit"]), options["concurrency"], seed)
-    return Replay(placed, Experiment(machine, options["workers"], signals, seed))
 
 
 _HEADER = (

@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from kvprefetch.errors import InvalidRequest
-from kvprefetch.sim.arrivals import Signals
 from kvprefetch.sim.clock import VirtualClock
-from kvprefetch.sim.machine import Machine
 from kvprefetch.sim.navigators import Foresighted, Navigator, Oracle, Popularity
 from kvprefetch.sim.prefilling import PrefillingWorker
+from kvprefetch.sim.replay import Experiment
 from kvprefetch.sim.report import Served, prefix_tokens, ttft
 from kvprefetch.sim.visits import BLOCK, Opening, Visit, cold, draw_openings
 from kvprefetch.sim.worker import Live
@@ -18,7 +17,7 @@ from kvprefetch.sim.worker import Live
 NAMES = "cold, reactive, popularity, kvprefetch, kvprefetch-inferred, oracle"
 PER_USEFUL = 3.0
 """Tokens that may be computed per useful one."""
-_AHEAD_S = 30.0  # the oracle knows of an opening so long before it
+_AHEAD_S = 5.0  # the oracle is told of a question at its opening, and again so long before it
 
 _MAKERS: dict[str, Callable[[], Navigator]] = {
     "cold": Navigator,
@@ -33,10 +32,10 @@ _MAKERS: dict[str, Callable[[], Navigator]] = {
 class NavigationReplay:
     """Placed visits, replayed under as many policies as one likes."""
 
-    def __init__(self, visits: Sequence[Visit], machine: Machine, signals: Signals, seed: int) -> None:
+    def __init__(self, visits: Sequence[Visit], experiment: Experiment) -> None:
         self.visits = visits
-        self.machine = replace(machine, block_tokens=BLOCK)
-        self.openings = draw_openings(visits, signals, seed)
+        self.experiment = replace(experiment, machine=replace(experiment.machine, block_tokens=BLOCK))
+        self.openings = draw_openings(visits, experiment.signals, experiment.seed)
 
     def run(self, policy: str) -> dict[str, Any]:
         """The report of one policy; `wall_s` is real time, all else virtual. Raises InvalidRequest for a name."""
@@ -51,7 +50,7 @@ class NavigationReplay:
             served.append(_served(live, known[live.request.identity]))
 
         clock, strategy = VirtualClock(), _MAKERS[policy]()
-        worker = PrefillingWorker(self.machine, clock, strategy, record)
+        worker = PrefillingWorker(self.experiment.machine, clock, strategy, record)
         for visit in visits:
             _schedule(clock, worker, strategy, visit, foresees=policy == "oracle")
         for opening in self.openings if policy == "kvprefetch" else ():
@@ -72,9 +71,10 @@ def _schedule(clock: VirtualClock, worker: PrefillingWorker, strategy: Navigator
         strategy.library[key] = visit.after
         strategy.asked(visit)
 
-    if foresees:
-        clock.at(max(visit.opened - _AHEAD_S, 0.0), lambda: strategy.foreseen(visit))
     clock.at(visit.opened, open_it)
+    if foresees:
+        for at in (visit.opened, max(visit.opened, request.at - _AHEAD_S)):
+            clock.at(at, lambda: strategy.foreseen(visit))
     clock.at(request.at, ask)
 
 

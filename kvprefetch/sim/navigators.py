@@ -23,7 +23,7 @@ HOLD_S = 600.0
 class Navigator(Reactive):
     """Reactive: computes and loads what a question needs when it comes. The texts of today's files are at hand."""
 
-    worker: PrefillingWorker  # type: ignore[assignment]
+    worker: PrefillingWorker
 
     def __init__(self) -> None:
         self.library: dict[tuple[str, str], Path] = {}
@@ -42,6 +42,9 @@ class Navigator(Reactive):
         return None
 
     def prefilled(self, preload: Preload, blocks: int) -> None:
+        """See `PrefillStrategy`."""
+
+    def computed_used(self, span: Span) -> None:
         """See `PrefillStrategy`."""
 
     def _preload(self, key: str, tenant: str, path: Path, hold_s: float, worth: float = float("inf")) -> Preload:
@@ -128,6 +131,7 @@ class Foresighted(Navigator):
         self.loads = Planner(self._load, Budget(per_useful))
         self.prefills = Planner(self._prefill, Budget(per_useful))
         self.wanted: dict[str, Wanted] = {}
+        self.accounts: dict[str, tuple[Planner, tuple[str, str]]] = {}  # that paid for each key's latest work
         self.decisions: dict[str, tuple[Planner, Decision]] = {}
 
     def opened(self, opening: Opening) -> None:
@@ -184,11 +188,12 @@ class Foresighted(Navigator):
         self._spend(preload, blocks)
 
     def used(self, span: Span) -> None:
-        """Its account earns."""
-        planner, decision = self.decisions.get(span.session, (None, None))
-        if planner is not None and decision is not None:
-            account = decision.candidate.kind, decision.candidate.tenant
-            planner.budget.earn(account, span.count * self.worker.machine.block_tokens)
+        """What was loaded was used: its account earns."""
+        self._earn(self.loads, span)
+
+    def computed_used(self, span: Span) -> None:
+        """What was computed was used: its account earns."""
+        self._earn(self.prefills, span)
 
     def failed(self, preload: Preload) -> None:
         """No room now."""
@@ -196,10 +201,16 @@ class Foresighted(Navigator):
         planner.sleep(decision.candidate, self.worker.clock.now, decision.value.hold_s / 4)
 
     # -- within ----------------------------------------------------------------------------------------
+    def _earn(self, planner: Planner, span: Span) -> None:
+        by, account = self.accounts.get(span.session, (None, None))
+        if by is planner:
+            planner.budget.earn(account, span.count * self.worker.machine.block_tokens)
+
     def _spend(self, preload: Preload, blocks: int) -> None:
         planner, decision = self.decisions[preload.session]
         account = decision.candidate.kind, decision.candidate.tenant
         planner.budget.spend(account, blocks * self.worker.machine.block_tokens)
+        self.accounts[preload.session] = planner, account
 
     def _next(self, planner: Planner) -> Preload | None:
         decision = planner.next(self.worker.clock.now)

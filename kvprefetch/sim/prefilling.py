@@ -10,7 +10,7 @@ from kvprefetch.sim.clock import VirtualClock
 from kvprefetch.sim.machine import Machine
 from kvprefetch.sim.worker import Live, Preload, SimWorker, Strategy
 
-STEP_S = 0.05
+STEP_S = 0.02
 """One speculative step, which a request waits for at most."""
 
 
@@ -23,6 +23,9 @@ class PrefillStrategy(Strategy, Protocol):
     def prefilled(self, preload: Preload, blocks: int) -> None:
         """So many blocks of it are being computed."""
 
+    def computed_used(self, span: Span) -> None:
+        """A request used these computed blocks for the first time, on the GPU or from the host."""
+
 
 class PrefillingWorker(SimWorker):
     """Live prefill first; then, while nobody waits, what the strategy wants."""
@@ -34,8 +37,8 @@ class PrefillingWorker(SimWorker):
     def __init__(
         self, machine: Machine, clock: VirtualClock, strategy: PrefillStrategy, record: Callable[[Live], None]
     ) -> None:
-        self.by_prefill: set[str] = set()  # preloads of which the latest blocks were computed, not loaded
         super().__init__(machine, clock, strategy, record)
+        self.host.on_first_use = self._note_computed
 
     def wake(self) -> None:
         """Something may be worth doing now."""
@@ -74,12 +77,12 @@ class PrefillingWorker(SimWorker):
             self.gpu_busy = False
             self.gpu.unreserve(upto - here)
             session, tenant, until = preload.session, preload.tenant, preload.hold_until
-            self.by_prefill.add(session)
             fresh = self.gpu.insert(path, upto, tenant, session, self.clock.now, until)
             self.moves.moved += fresh
             self.computed_blocks += fresh
             self.gpu.extend_hold(path, upto, until)
             self.gpu.release(path, here)
+            self._keep_computed(preload, upto)
             if upto >= preload.blocks:
                 self.unfinished.pop(session, None)
             self._serve_gpu()
@@ -87,13 +90,20 @@ class PrefillingWorker(SimWorker):
         self.clock.after(seconds, done)
         return True
 
-    def _preload(self, preload: Preload) -> bool:
-        begun = super()._preload(preload)
-        if begun:
-            self.by_prefill.discard(preload.session)
-        return begun
+    def _keep_computed(self, preload: Preload, upto: int) -> None:
+        """What was computed is kept on the host too, where other tenants' needs do not displace it so soon."""
+        path, now = preload.path, self.clock.now
+        known = min(self.host.match(path), upto)
+        self.host.hold(path, known)
+        try:
+            self.host.make_room(upto - known, Demand(preload.tenant, True, now, worth=preload.worth))
+            self.host.insert(path, upto, preload.tenant, preload.session, now, preload.hold_until)
+        except PoolFull:
+            pass
+        finally:
+            self.host.release(path, known)
 
-    def _note_use(self, span: Span) -> None:
-        super()._note_use(span)
-        if span.session in self.by_prefill:
-            self.computed_useful += span.count
+    def _note_computed(self, span: Span) -> None:
+        """Every question's text goes to the host: so the first use of what was computed shows there."""
+        self.computed_useful += span.count
+        self.strategy.computed_used(span)

@@ -54,7 +54,7 @@ class Library:
     def __init__(self, random: Random) -> None:
         self.random, self.names = random, 0
 
-    def revised(self, path: Path, blocks: int, edited: bool) -> Path:
+    def revised(self, path: Path, blocks: int, edited: bool) -> tuple[Run, ...]:
         """The next version, of `blocks` blocks: what lies before the edit stays."""
         kept = min(sum(count for _, count in path), blocks)
         if edited and kept:
@@ -115,9 +115,9 @@ def _sessions(uses: Sequence[Event]) -> dict[tuple[str, str], list[int]]:
     return sessions
 
 
-def _texts(uses: Sequence[Event], random: Random) -> list[tuple[Path, Path]]:
+def _texts(uses: Sequence[Event], random: Random) -> list[tuple[tuple[Run, ...], Path]]:
     """Each visit's text, and the text that the file has afterwards."""
-    library, latest, before = Library(random), dict[tuple[str, str], int](), list[Path]()
+    library, latest, before = Library(random), dict[tuple[str, str], int](), list[tuple[Run, ...]]()
     after: list[Path] = []
     for number, event in enumerate(uses):
         key = event.tenant, event.context or ""
@@ -134,7 +134,7 @@ def _texts(uses: Sequence[Event], random: Random) -> list[tuple[Path, Path]]:
 
 def _placed(
     uses: Sequence[Event],
-    paths: Sequence[tuple[Path, Path]],
+    paths: Sequence[tuple[tuple[Run, ...], Path]],
     relative: dict[int, tuple[float, float]],
     concurrency: float,
     seed: int,
