@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from kvprefetch.errors import InvalidRequest
-from kvprefetch.sim.clock import VirtualClock
 from kvprefetch.sim.navigators import Foresighted, Navigator, Oracle, Popularity
-from kvprefetch.sim.prefilling import PrefillingWorker
+from kvprefetch.sim.prefilling import PrefillingWorker, QuietClock
 from kvprefetch.sim.replay import Experiment
 from kvprefetch.sim.report import Served, prefix_tokens, ttft
 from kvprefetch.sim.visits import BLOCK, Opening, Visit, cold, draw_openings
@@ -49,7 +48,7 @@ class NavigationReplay:
         def record(live: Live) -> None:
             served.append(_served(live, known[live.request.identity]))
 
-        clock, strategy = VirtualClock(), _MAKERS[policy]()
+        clock, strategy = QuietClock(), _MAKERS[policy]()
         worker = PrefillingWorker(self.experiment.machine, clock, strategy, record)
         for visit in visits:
             _schedule(clock, worker, strategy, visit, foresees=policy == "oracle")
@@ -59,7 +58,7 @@ class NavigationReplay:
         return _report(policy, worker, served, time.perf_counter() - began)
 
 
-def _schedule(clock: VirtualClock, worker: PrefillingWorker, strategy: Navigator, visit: Visit, foresees: bool) -> None:
+def _schedule(clock: QuietClock, worker: PrefillingWorker, strategy: Navigator, visit: Visit, foresees: bool) -> None:
     """What happens at a visit. The library learns of a text when it is first opened or edited, not before."""
     request, key = visit.request, (visit.request.tenant, visit.context)
 
@@ -71,7 +70,8 @@ def _schedule(clock: VirtualClock, worker: PrefillingWorker, strategy: Navigator
         strategy.library[key] = visit.after
         strategy.asked(visit)
 
-    clock.at(visit.opened, open_it)
+    if visit.is_new:
+        clock.at(visit.opened, open_it)
     if foresees:
         for at in (visit.opened, max(visit.opened, request.at - _AHEAD_S)):
             clock.at(at, lambda: strategy.foreseen(visit))

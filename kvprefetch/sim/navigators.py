@@ -1,6 +1,6 @@
 """Policies of a navigation replay: what is computed before it is asked about."""
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 
 from kvprefetch.cache.spans import Path, Span
@@ -53,51 +53,54 @@ class Navigator(Reactive):
 
 
 class InTurn(Navigator):
-    """What is told is loaded or computed in that order, at once."""
+    """What is told is loaded or computed in that order, at once. A key told again is told anew, in its old place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: deque[Preload] = deque()
+        self.queue: dict[str, Preload] = {}
 
     def tell(self, key: str, tenant: str, path: Path) -> None:
         """Compute this, too."""
-        self.queue.append(self._preload(key, tenant, path, HOLD_S))
+        self.queue[key] = self._preload(key, tenant, path, HOLD_S)
         self.worker.wake()
 
     def next_preload(self) -> Preload | None:
         """What the host has of the first one."""
-        worker = self.worker
-        if self.queue and worker.host.match(self.queue[0].path) > worker.gpu.match(self.queue[0].path):
-            return self.queue[0]
+        worker, first = self.worker, next(iter(self.queue.values()), None)
+        if first and worker.host.match(first.path) > worker.gpu.match(first.path):
+            return first
         return None
 
     def next_prefill(self) -> Preload | None:
         """The first one, once the host has no more of it."""
-        return self.queue[0] if self.queue and self.next_preload() is None else None
+        return next(iter(self.queue.values()), None) if self.next_preload() is None else None
 
     def failed(self, preload: Preload) -> None:
         """Done, or no room."""
-        if self.queue and self.queue[0] is preload:
-            self.queue.popleft()
+        if self.queue.get(preload.session) is preload:
+            del self.queue[preload.session]
 
 
 class Popularity(InTurn):
-    """After every question, the tenant's most popular files are brought to the GPU."""
+    """After a question, the tenant's most popular files are brought to the GPU: each text once in its hold."""
 
     COUNT = 5
 
     def __init__(self) -> None:
         super().__init__()
         self.visits: dict[str, Counter[str]] = {}
+        self.told: dict[tuple[str, str], tuple[Path, float]] = {}  # the latest text of each, and when
 
     def asked(self, visit: Visit) -> None:
         """One more for this file."""
-        tenant = visit.request.tenant
+        tenant, now = visit.request.tenant, self.worker.clock.now
         counts = self.visits.setdefault(tenant, Counter())
         counts[visit.context] += 1
         for context, _ in counts.most_common(self.COUNT):
-            path = self.library.get((tenant, context), ())
-            if path and self.worker.gpu.match(path) < sum(count for _, count in path):
+            key, path = (tenant, context), self.library.get((tenant, context), ())
+            before, at = self.told.get(key, ((), now))
+            if path and (path != before or now - at >= HOLD_S):
+                self.told[key] = path, now
                 self.tell(f"{tenant}|{context}", tenant, path)
 
 

@@ -7,11 +7,21 @@ from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.spans import Span
 from kvprefetch.errors import PoolFull
 from kvprefetch.sim.clock import VirtualClock
+from kvprefetch.sim.lru_pool import LruPool
 from kvprefetch.sim.machine import Machine
 from kvprefetch.sim.worker import Live, Preload, SimWorker, Strategy
 
 STEP_S = 0.02
 """One speculative step, which a request waits for at most."""
+
+
+class QuietClock(VirtualClock):
+    """A clock that knows for how long nothing will happen: steps that nothing could come between are one."""
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds until the next action; 0 where there is none."""
+        return self._queue[0][0] - self.now if self._queue else 0.0
 
 
 class PrefillStrategy(Strategy, Protocol):
@@ -35,9 +45,12 @@ class PrefillingWorker(SimWorker):
     computed_blocks = computed_useful = 0
 
     def __init__(
-        self, machine: Machine, clock: VirtualClock, strategy: PrefillStrategy, record: Callable[[Live], None]
+        self, machine: Machine, clock: QuietClock, strategy: PrefillStrategy, record: Callable[[Live], None]
     ) -> None:
         super().__init__(machine, clock, strategy, record)
+        self.quiet = clock
+        self.gpu, self.host = (LruPool(pool.capacity, strategy.merges) for pool in (self.gpu, self.host))
+        self.gpu.on_first_use = self._note_use
         self.host.on_first_use = self._note_computed
 
     def wake(self) -> None:
@@ -57,7 +70,7 @@ class PrefillingWorker(SimWorker):
         here = min(self.gpu.match(path), preload.blocks)
         if here >= preload.blocks:
             return False
-        upto = min(preload.blocks, max(self.machine.prefill_end(here * block, STEP_S) // block, here + 1))
+        upto = self._step_end(here, preload.blocks)
         self.gpu.hold(path, here)
         try:
             self.gpu.reserve(upto - here, Demand(preload.tenant, True, self.clock.now, worth=preload.worth))
@@ -89,6 +102,13 @@ class PrefillingWorker(SimWorker):
 
         self.clock.after(seconds, done)
         return True
+
+    def _step_end(self, here: int, blocks: int) -> int:
+        """A step, or as many as end before anything else happens."""
+        block, seconds = self.machine.block_tokens, max(STEP_S, self.quiet.quiet_s // STEP_S * STEP_S)
+        if self.machine.prefill_s(here * block, blocks * block) <= seconds:
+            return blocks
+        return min(blocks, max(self.machine.prefill_end(here * block, seconds) // block, here + 1))
 
     def _keep_computed(self, preload: Preload, upto: int) -> None:
         """What was computed is kept on the host too, where other tenants' needs do not displace it so soon."""

@@ -2,8 +2,9 @@
 
 Each use of a file in the trace is a **visit**: the file is opened, looked at for a while (the dwell), and then asked
 about. The dwell is drawn, log-normal with a median of 20 s and not below 2 s; a commit's files are visited one after
-the other, and pauses between commits count for 10 minutes at most. An edit, which the trace shows at a file's next
-visit, happened after the visit before: from a place in the file that is drawn uniformly, the text is another.
+the other, and pauses between commits count for 10 minutes at most. Sessions start as a Poisson process; a tenant's
+keep the order of the trace. An edit, which the trace shows at a file's next visit, happened right after the visit
+before: from a place in the file that is drawn uniformly, the text is another.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class Visit:
     opened: float
     request: Request
     after: Path  # the file's text from then on; () when it is deleted
+    is_new: bool = False  # nobody knows this file before it is opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,6 @@ class Library:
 def place_visits(events: Sequence[Event], concurrency: float, seed: int) -> list[Visit]:
     """The visits, in order of their questions; `concurrency` sessions are alive on average."""
     uses = [event for event in events if event.context is not None]
-    paths = _texts(uses, Random(seed + 2))
     relative, random = {}, Random(seed + 3)
     for numbers in _sessions(uses).values():
         at = 0.0
@@ -84,7 +85,17 @@ def place_visits(events: Sequence[Event], concurrency: float, seed: int) -> list
                 at += random.uniform(1.0, 5.0) + min(max(pause, 0.0), _PAUSE_S)
             opened, at = at, at + max(random.lognormvariate(log(_DWELL_S), _SPREAD), _SHORTEST_S)
             relative[number] = opened, at
-    return _placed(uses, paths, relative, concurrency, seed)
+    starts = _starts(uses, relative, concurrency, seed)
+    order = sorted(relative, key=lambda n: starts[_session(uses[n])] + relative[n][1])
+    texts = _texts([uses[number] for number in order], Random(seed + 2))
+    visits = []
+    for number, text in zip(order, texts, strict=True):
+        event, (opened, asked) = uses[number], relative[number]
+        start, blocks = starts[_session(event)], sum(count for _, count in text.path)
+        name = f"{event.tenant}|{event.session}".replace("/", "+")
+        request = Request(name, event.tenant, start + asked, blocks * BLOCK + _QUESTION, 150, None, text.path)
+        visits.append(Visit(event.context or "", event.user, event.kind, start + opened, request, text.after, text.new))
+    return visits
 
 
 def draw_openings(visits: Sequence[Visit], signals: Signals, seed: int) -> list[Opening]:
@@ -108,59 +119,57 @@ def draw_openings(visits: Sequence[Visit], signals: Signals, seed: int) -> list[
     return sorted(openings, key=lambda opening: opening.at)
 
 
+def _session(event: Event) -> tuple[str, str]:
+    return event.tenant, event.session
+
+
 def _sessions(uses: Sequence[Event]) -> dict[tuple[str, str], list[int]]:
     sessions: dict[tuple[str, str], list[int]] = {}
     for number, event in enumerate(uses):
-        sessions.setdefault((event.tenant, event.session), []).append(number)
+        sessions.setdefault(_session(event), []).append(number)
     return sessions
 
 
-def _texts(uses: Sequence[Event], random: Random) -> list[tuple[tuple[Run, ...], Path]]:
-    """Each visit's text, and the text that the file has afterwards."""
-    library, latest, before = Library(random), dict[tuple[str, str], int](), list[tuple[Run, ...]]()
-    after: list[Path] = []
-    for number, event in enumerate(uses):
+def _starts(
+    uses: Sequence[Event], relative: dict[int, tuple[float, float]], concurrency: float, seed: int
+) -> dict[tuple[str, str], float]:
+    """When each session starts. Whose turn it is, is drawn; a tenant's sessions keep their order, as its files do."""
+    sessions = _sessions(uses)
+    drafts = []
+    for number, numbers in enumerate(sessions.values()):
+        tenant, asked = uses[numbers[0]].tenant, [relative[n][1] for n in numbers]
+        drafts.append(tuple(Request(str(number), tenant, at, 1, 0, None, ()) for at in asked))
+    slots: dict[str, list[float]] = {}
+    for draft in place(Trace(BLOCK, tuple(drafts), is_placed=False), concurrency, seed).sessions:
+        slots.setdefault(draft[0].tenant, []).append(draft[0].at - drafts[int(draft[0].session)][0].at)
+    turns = {tenant: iter(sorted(starts)) for tenant, starts in slots.items()}
+    return {session: next(turns[session[0]]) for session in sessions}
+
+
+@dataclass(slots=True)
+class _Text:
+    """A file as one visit finds it, and leaves it."""
+
+    path: tuple[Run, ...]
+    new: bool
+    after: Path
+
+
+def _texts(uses: Sequence[Event], random: Random) -> list[_Text]:
+    """Each visit's text. What follows on a deletion is another file."""
+    library, latest, texts = Library(random), dict[tuple[str, str], _Text](), list[_Text]()
+    for event in uses:
         key = event.tenant, event.context or ""
         blocks = max(min(event.chars // CHARS_PER_TOKEN, _LONGEST) // BLOCK, 1)
-        last = latest.get(key)
-        text = library.revised(before[last] if last is not None else (), blocks, edited=event.kind in ("M", "T"))
-        if last is not None:
-            after[last] = text
-        before.append(text)
-        after.append(() if event.kind == _DELETED else text)
-        latest[key] = number
-    return list(zip(before, after, strict=True))
-
-
-def _placed(
-    uses: Sequence[Event],
-    paths: Sequence[tuple[tuple[Run, ...], Path]],
-    relative: dict[int, tuple[float, float]],
-    concurrency: float,
-    seed: int,
-) -> list[Visit]:
-    order = list(_sessions(uses).values())
-    drafts = []
-    for numbers in order:
-        requests = []
-        for number in numbers:
-            event, blocks = uses[number], sum(count for _, count in paths[number][0])
-            name = f"{event.tenant}|{event.session}".replace("/", "+")
-            tokens = blocks * BLOCK + _QUESTION
-            requests.append(Request(name, event.tenant, relative[number][1], tokens, 150, None, paths[number][0]))
-        drafts.append(tuple(requests))
-    placed = {s[0].session: s for s in place(Trace(BLOCK, tuple(drafts), is_placed=False), concurrency, seed).sessions}
-    visits = []
-    for numbers, draft in zip(order, drafts, strict=True):
-        for number, request in zip(numbers, placed[draft[0].session], strict=True):
-            opened, asked = relative[number]
-            event = uses[number]
-            visits.append(
-                Visit(
-                    event.context or "", event.user, event.kind, request.at - asked + opened, request, paths[number][1]
-                )
-            )
-    return sorted(visits, key=lambda visit: visit.request.at)
+        last = latest.pop(key, None)
+        path = library.revised(last.path if last else (), blocks, edited=event.kind in ("M", "T"))
+        if last:
+            last.after = path
+        text = _Text(path, last is None, after=() if event.kind == _DELETED else path)
+        texts.append(text)
+        if event.kind != _DELETED:
+            latest[key] = text
+    return texts
 
 
 def cold(visits: Sequence[Visit]) -> list[Visit]:
