@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from math import inf
 
 _RESCALE = 1e12  # units grow as old counts fade; beyond this a row is divided by its unit
 
@@ -27,11 +26,7 @@ class Row:
         counts[context] = counts.get(context, 0.0) + self.unit
         self.total += self.unit
         if len(counts) > width:
-            lightest, least = "", inf
-            for name, count in counts.items():
-                if count < least:
-                    lightest, least = name, count
-            del counts[lightest]
+            del counts[min(counts, key=counts.__getitem__)]
         if self.unit > _RESCALE:
             scale = 1 / self.unit
             self.counts = {name: count * scale for name, count in counts.items()}

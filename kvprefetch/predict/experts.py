@@ -5,13 +5,15 @@ Cleary & Witten 1984); one that ranks or marks says 1. Experts that know nothing
 opinions are few. What the opinions are worth is learnt in `predict/mixture.py`.
 """
 
+from bisect import bisect_right
 from math import log1p
 
 from kvprefetch.predict.counts import Row
 from kvprefetch.predict.memory import RECENT, TRAIL, Session, Tenant
 from kvprefetch.predict.mixture import Opinions
+from kvprefetch.predict.names import Parts, parts_of
 
-_EPS = 0.005
+_EPS = 0.02
 _MOST = 80  # candidates
 _NAMES: list[str] = []
 _START: list[float] = []
@@ -30,16 +32,15 @@ def _ranks(name: str, count: int, start: float = 0.0) -> list[int]:
 AFTER_TWO = _opinion("followed these two", 0.2)
 AFTER_ONE = _opinion("followed this one", 0.2)
 USER_AFTER = _opinion("followed this one with this user", 0.2)
-TOGETHER = _ranks("used together", TRAIL, 0.2)
+TOGETHER = _ranks("used together", 3, 0.2)
 SIGNAL = _opinion("followed this signal", 0.2)
-NAMED = _opinion("named by this signal", 1.0)
+NAMED = [_opinion("named by the latest signal", 1.0), *_ranks("named by a signal", 3, 0.3)]
 POPULAR = _opinion("popular", 0.2)
 USER_LATELY = _opinion("used lately by this user", 0.2)
 LATELY = _opinion("used lately in this session", 0.2)
 RECENCY = _ranks("recent in this session", 8, 0.2)
 IN_BURST = _ranks("touched in this act", 4)
 NEXT_NAME = _ranks("next by name", 8)
-PREVIOUS_NAME = _ranks("previous by name", 3)
 SAME_FOLDER = _opinion("in the same folder", 0.3)
 NEXT_ALIKE = _ranks("next of the same subject", 4, 0.2)
 EARLIER_ALIKE = _opinion("earlier of the same subject", 0.1)
@@ -47,19 +48,35 @@ SAME_BASE = _opinion("of the same name elsewhere", 0.1)
 SAME_ENDING = _opinion("of the same type", 0.1)
 EARLIER_NAME = _opinion("earlier by name in this act")
 LAST_KIND = _ranks("by its last use", 8)
+LAST_AT = _ranks("by the time of its last use", 8)
+NEVER = _opinion("never used", -1.0)
+STEM_LATELY = _opinion("its subject used lately", 0.1)
+SHAPE, BESIDE, ELSEWHERE = (_opinion(f"as others: {what}", 0.2) for what in ("same subject", "beside it", "elsewhere"))
 NOTHING = _opinion("none of these", 3.0)
 NOTHING_AT_START = _opinion("none of these, at a start")
 NOTHING_SURE = _opinion("none of these, where much is known")
-NOTHING_SEEN = _opinion("none of these, by recent outcomes")
 
 NAMES = tuple(_NAMES)
 START = tuple(_START)
 _STEP = tuple(rank if rank < 4 else 4 + (rank >= 6) + (rank >= 10) + (rank >= 16) for rank in range(RECENT))
-_IN_FOLDER, _BY_BASE, _BY_ENDING, _EARLIER = (
-    (which, 1.0) for which in (SAME_FOLDER, SAME_BASE, SAME_ENDING, EARLIER_NAME)
-)
-_BY_KIND = [(which, 1.0) for which in LAST_KIND]
-_NO_PARTS = ("?", "?", "?")  # of a name that was forgotten meanwhile
+_AGES = (30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)  # s, between the LAST_AT
+
+
+def _all_marks() -> list[tuple[tuple[int, float], ...]]:
+    """What can be said of a candidate and the latest one, by `_mark`: made once, as it is said of all candidates."""
+    places: tuple[list[int], ...] = ([], [SAME_FOLDER], [SAME_BASE])
+    marks = []
+    for place in places:
+        for same_ending in ([], [SAME_ENDING]):
+            for earlier in ([], [EARLIER_NAME]):
+                for kind in LAST_KIND:
+                    for last in (*LAST_AT, NEVER):
+                        marks.append(tuple((which, 1.0) for which in (*place, *same_ending, *earlier, kind, last)))
+    return marks
+
+
+_MARKS = _all_marks()
+_BY_ANALOGY = (SHAPE, BESIDE, ELSEWHERE)
 
 
 class Candidates(dict[str, Opinions]):
@@ -91,8 +108,8 @@ class Candidates(dict[str, Opinions]):
 def opinions_on(tenant: Tenant, session: Session) -> tuple[Candidates, Opinions]:
     """What may come next in the session; and what speaks for none of them."""
     found = Candidates()
-    for context in session.named:
-        found.say(context, NAMED)
+    for back, context in enumerate(reversed(session.named)):
+        found.say(context, NAMED[min(back, 3)])
     sure = _followers(found, tenant, session)
     _recent(found, session)
     if session.trail:
@@ -116,7 +133,7 @@ def _followers(found: Candidates, tenant: Tenant, session: Session) -> float:
     sure += found.count(tenant.after_one.row(last), AFTER_ONE, 1.0)
     found.count(tenant.user_after.row((session.user, last)), USER_AFTER, 1.0)
     found.count(tenant.signals.row((session.kind, session.about)), SIGNAL, 1.0)
-    for back, context in enumerate(reversed(trail)):
+    for back, context in enumerate(list(trail)[: -len(TOGETHER) - 1 : -1]):
         found.count(tenant.together.row(context), TOGETHER[back], 1.0)
     return sure
 
@@ -136,13 +153,22 @@ def _by_name(found: Candidates, tenant: Tenant, session: Session) -> None:
     last = session.trail[-1]
     for off, context in enumerate(tenant.names.after(last, len(NEXT_NAME))):
         found.say(context, NEXT_NAME[off])
-    for off, context in enumerate(tenant.names.before(last, len(PREVIOUS_NAME))):
-        found.say(context, PREVIOUS_NAME[off])
     later, earlier = tenant.names.alike(last, 6)
     for off, context in enumerate(later):
         found.say(context, NEXT_ALIKE[min(off, 3)])
-    for context in earlier[-2:]:
+    for context in earlier:
         found.say(context, EARLIER_ALIKE)
+    _by_analogy(found, tenant, tenant.names.parts.get(last) or parts_of(last))
+
+
+def _by_analogy(found: Candidates, tenant: Tenant, last: Parts) -> None:
+    """What would be to the latest one as others were to theirs: its test, say, even if there never was one."""
+    for which, key in enumerate(last.analogies()):
+        row = tenant.analogies.row((which, key)) if key else None
+        if row is not None:
+            scale = 1 / ((row.total + row.unit) * _EPS)
+            for other, count in row.counts.items():
+                found.say(last.transferred(which, other), _BY_ANALOGY[which], log1p(count * scale))
 
 
 def _habits(found: Candidates, tenant: Tenant, session: Session) -> None:
@@ -163,18 +189,18 @@ def _habits(found: Candidates, tenant: Tenant, session: Session) -> None:
 
 
 def _marks(found: Candidates, tenant: Tenant, session: Session) -> None:
-    """What each candidate has in common with the latest one, and what was last done with it."""
-    last, kinds, parts = session.trail[-1], tenant.kinds, tenant.names.parts
-    here, name, kind = parts.get(last, _NO_PARTS)
+    """What each candidate has in common with the latest one, and what was last done with it and when."""
+    last, kinds, known, now = session.trail[-1], tenant.kinds, tenant.names.parts, tenant.at
+    here, name, kind, *_ = known.get(last) or parts_of(last)
     in_act = len(session.burst) > 1
+    stems, scale = session.stems.counts, 1 / (session.stems.total * _EPS)
     for context, opinions in found.items():
-        its_folder, its_name, its_kind = parts.get(context, _NO_PARTS)
-        if its_folder == here:
-            opinions.append(_IN_FOLDER)
-        elif its_name == name:
-            opinions.append(_BY_BASE)
-        if its_kind == kind:
-            opinions.append(_BY_ENDING)
-        if in_act and context < last:
-            opinions.append(_EARLIER)
-        opinions.append(_BY_KIND[kinds.get(context, 0)])
+        parts = known.get(context) or parts_of(context)
+        place = 1 if parts[0] == here else 2 if parts[1] == name else 0
+        latest = kinds.get(context)
+        use, age = (latest[0], bisect_right(_AGES, now - latest[1])) if latest else (0, len(LAST_AT))
+        mark = ((place * 2 + (parts[2] == kind)) * 2 + (in_act and context < last)) * len(LAST_KIND) + use
+        opinions += _MARKS[mark * (len(LAST_AT) + 1) + age]
+        count = stems.get(parts[3])
+        if count:
+            opinions.append((STEM_LATELY, log1p(count * scale)))

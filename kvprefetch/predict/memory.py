@@ -4,7 +4,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from kvprefetch.predict.counts import Counts, Row
-from kvprefetch.predict.names import Names
+from kvprefetch.predict.names import Names, parts_of
 
 RECENT = 24
 """Distinct contexts that a session or a user remembers in order."""
@@ -14,6 +14,7 @@ BURST_S = 1.0
 """Uses closer than this are one act, such as a commit or a turn's parallel tool calls."""
 _KINDS = 7
 _KEPT = 64  # popular contexts
+_MENTIONS = 12  # contexts named by signals that a session remembers
 
 
 class Recent:
@@ -46,7 +47,8 @@ class Session:
     at: float = 0.0  # of its latest event
     kind: str = ""  # of its latest event
     about: str = ""  # the subject of its latest event
-    named: tuple[str, ...] = ()  # known contexts that its latest signal names
+    named: list[str] = field(default_factory=list)  # known contexts that signals named since their last use
+    stems: Row = field(default_factory=Row)  # subjects of what it used
 
 
 class Tenant:
@@ -57,7 +59,8 @@ class Tenant:
         self.sessions: OrderedDict[str, Session] = OrderedDict()
         self.users: OrderedDict[str, Recent] = OrderedDict()
         self.names = Names()
-        self.kinds: OrderedDict[str, int] = OrderedDict()  # each context's latest kind of use, by number
+        self.at = 0.0  # of the latest event
+        self.kinds: OrderedDict[str, tuple[int, float]] = OrderedDict()  # each context's latest use: kind, when
         self.numbers: dict[str, int] = {}  # of kinds; 0 for any beyond
         self.popular = Row()
         self.after_one = Counts(growth=1.06, width=16, max_rows=max_contexts)
@@ -65,6 +68,7 @@ class Tenant:
         self.user_after = Counts(growth=1.06, width=12, max_rows=max_contexts)
         self.together = Counts(growth=1.03, width=24, max_rows=max_contexts)
         self.signals = Counts(growth=1.03, width=8, max_rows=max_contexts)
+        self.analogies = Counts(growth=1.03, width=8, max_rows=max_contexts)  # see `Parts.analogy`
 
     def session(self, name: str, user: str) -> Session:
         """The session, made if it is new; the one longest quiet makes room."""
@@ -80,14 +84,19 @@ class Tenant:
         """Something happened in the session that may tell what comes next."""
         if now - session.at > BURST_S:
             session.burst.clear()
-        session.kind, session.about, session.at = kind, about, now
-        session.named = self.names.named_in(about) if about else ()
+        session.kind, session.about, session.at, self.at = kind, about, now, now
+        for name in self.names.named_in(about) if about else ():
+            if name in session.named:
+                session.named.remove(name)
+            session.named.append(name)
+        del session.named[:-_MENTIONS]
 
     def used(self, session: Session, context: str, kind: str, now: float) -> None:
         """The session used `context`."""
         self.signals.add((session.kind, session.about), context)
-        self._know(context, kind)
+        self._know(context, kind, now)
         self._follow(session, context)
+        session.stems.add(self.names.parts[context].stem, 1.15, _MENTIONS)
         self.popular.add(context, 1.01, _KEPT)
         session.trail.append(context)
         session.recent.add(context)
@@ -96,7 +105,9 @@ class Tenant:
             session.burst.clear()
         if len(session.burst) < RECENT:
             session.burst.add(context)
-        session.kind, session.about, session.at, session.named = kind, context, now, ()
+        if context in session.named:
+            session.named.remove(context)
+        session.kind, session.about, session.at, self.at = kind, context, now, now
 
     def _follow(self, session: Session, context: str) -> None:
         trail, user = session.trail, session.user
@@ -105,19 +116,23 @@ class Tenant:
         self.user_after.add((user, last), context)
         if len(trail) > 1:
             self.after_two.add((trail[-2], last), context)
+        if last and last != context:
+            which, key, other = (self.names.parts.get(last) or parts_of(last)).analogy(self.names.parts[context])
+            if key:
+                self.analogies.add((which, key), other)
         for other in set(trail):
             if other != context:
                 self.together.add(other, context)
                 self.together.add(context, other)
 
-    def _know(self, context: str, kind: str) -> None:
+    def _know(self, context: str, kind: str, now: float) -> None:
         if context not in self.kinds:
             self.names.add(context)
-            if len(self.kinds) >= self.max_contexts:
+            while len(self.kinds) >= self.max_contexts:
                 self.names.drop(self.kinds.popitem(last=False)[0])
         if kind not in self.numbers and len(self.numbers) < _KINDS:
             self.numbers[kind] = len(self.numbers) + 1
-        self.kinds[context] = self.numbers.get(kind, 0)
+        self.kinds[context] = self.numbers.get(kind, 0), now
         self.kinds.move_to_end(context)
 
     def _user(self, user: str) -> Recent:

@@ -6,16 +6,17 @@ log likelihood, each with its own step (AdaGrad: Duchi, Hazan & Singer 2011). A 
 say the same thing share one weight's worth of evidence instead of counting it twice.
 
 A **gate** is a circumstance with weights of its own that are added to the common ones: the kind of the latest event,
-say, or the tenant. They start at nothing, so what is new is treated as what is common.
+say, or the session. They start at nothing, so what is new is treated as what is common.
 """
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from math import exp, sqrt
+from operator import add
 
 Opinions = list[tuple[int, float]]
 """(which, how strongly)."""
-_RATE = 0.1
+_RATE = 0.05
 _LEAST = 4e-3  # errors below this teach nothing
 _CAUTION = 4.0  # a gate's first steps are half as long as the common ones
 
@@ -29,12 +30,12 @@ class Weights:
         self.values = list(values)
         self.squares = [squares] * len(self.values)
 
-    def step(self, gradient: dict[int, float]) -> None:
-        """One step uphill."""
+    def step(self, gradient: Sequence[tuple[int, float, float]]) -> None:
+        """One step uphill: (which, _RATE · slope, slope²)."""
         values, squares = self.values, self.squares
-        for which, slope in gradient.items():
-            squares[which] += slope * slope
-            values[which] += _RATE / sqrt(squares[which]) * slope
+        for which, stride, square in gradient:
+            squares[which] = total = squares[which] + square
+            values[which] += stride / sqrt(total)
 
 
 class Mixture:
@@ -47,20 +48,25 @@ class Mixture:
 
     def weights(self, gates: Sequence[Hashable]) -> list[float]:
         """What opinions are worth in these circumstances."""
-        known = [self.gates[gate].values for gate in gates if gate in self.gates]
-        return list(map(sum, zip(self.common.values, *known, strict=True)))
+        total = self.common.values
+        for gate in gates:
+            own = self.gates.get(gate)
+            if own is not None:
+                total = list(map(add, total, own.values))
+        return list(total)
 
     def learn(
         self, candidates: Sequence[Opinions], shares: Sequence[float], outcome: int, gates: Sequence[Hashable]
     ) -> None:
         """`candidates`, the last of which is none of them, had these probabilities; `outcome` came true."""
-        gradient: dict[int, float] = {}
-        for i, opinions in enumerate(candidates):
-            error = (i == outcome) - shares[i]
+        slopes = [0.0] * len(self.common.values)
+        for i, share in enumerate(shares):
+            error = (i == outcome) - share
             if -_LEAST < error < _LEAST:
                 continue
-            for which, strength in opinions:
-                gradient[which] = gradient.get(which, 0.0) + error * strength
+            for which, strength in candidates[i]:
+                slopes[which] += error * strength
+        gradient = [(which, _RATE * slope, slope * slope) for which, slope in enumerate(slopes) if slope]
         self.common.step(gradient)
         for gate in gates:
             own = self.gates.get(gate)

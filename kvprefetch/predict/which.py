@@ -70,7 +70,7 @@ class Which:
         """The session uses `context`: hold it against what was to be expected, and remember it."""
         memory = self._tenant(tenant)
         known, context, now = memory.session(session, user), context[:_LONGEST], self._time(now)
-        guess = self._guess(tenant, memory, known)
+        guess = self._guess(tenant, session, memory, known)
         outcome = guess.contexts.index(context) if context in guess.contexts else len(guess.contexts)
         self.mixture.learn(guess.opinions, guess.shares, outcome, guess.gates)
         for i in guess.top[:_LISTED]:
@@ -85,7 +85,7 @@ class Which:
         """The most likely next contexts, the likeliest first; a new session has its user's and tenant's habits."""
         memory = self._tenant(tenant)
         known = memory.session(session, user)
-        return self._say(tenant, known, self._guess(tenant, memory, known), limit, self._sound(now))
+        return self._say(tenant, known, self._guess(tenant, session, memory, known), limit, self._sound(now))
 
     def gap_s(self, session: str, tenant: str, now: float) -> tuple[float, float, float]:
         """p10, p50, p90 of the time until the session's next use; inf: perhaps never."""
@@ -105,12 +105,12 @@ class Which:
         return known.kind if known else ""
 
     # -- within ----------------------------------------------------------------------------------------
-    def _guess(self, tenant: str, memory: Tenant, session: Session) -> _Guess:
+    def _guess(self, tenant: str, name: str, memory: Tenant, session: Session) -> _Guess:
         if self._latest is not None and self._latest[0] is session:
             return self._latest[1]
         found, none = experts.opinions_on(memory, session)
         stage = min(len(session.burst), 3) if session.trail else -1
-        gates = (("kind", session.kind), ("stage", stage), ("tenant", tenant))
+        gates = (("kind", session.kind), ("stage", stage), ("session", tenant, name))
         opinions = [*found.values(), none]
         weights = self.mixture.weights(gates)
         shares = softmax(opinions, weights)
