@@ -9,9 +9,9 @@ from bisect import bisect_right
 from math import log1p
 
 from kvprefetch.predict.counts import Row
-from kvprefetch.predict.memory import RECENT, TRAIL, Session, Tenant
+from kvprefetch.predict.memory import RECENT, Session, Tenant
 from kvprefetch.predict.mixture import Opinions
-from kvprefetch.predict.names import Parts, parts_of
+from kvprefetch.predict.names import Parts, ending
 
 _EPS = 0.02
 _MOST = 80  # candidates
@@ -70,8 +70,9 @@ def _all_marks() -> list[tuple[tuple[int, float], ...]]:
         for same_ending in ([], [SAME_ENDING]):
             for earlier in ([], [EARLIER_NAME]):
                 for kind in LAST_KIND:
-                    for last in (*LAST_AT, NEVER):
-                        marks.append(tuple((which, 1.0) for which in (*place, *same_ending, *earlier, kind, last)))
+                    for age in (*LAST_AT, NEVER):
+                        said = (*place, *same_ending, *earlier, kind, age)
+                        marks.append(tuple((which, 1.0) for which in said))
     return marks
 
 
@@ -151,14 +152,15 @@ def _recent(found: Candidates, session: Session) -> None:
 def _by_name(found: Candidates, tenant: Tenant, session: Session) -> None:
     """What lies beside the latest one."""
     last = session.trail[-1]
+    parts = tenant.parts(last)
     for off, context in enumerate(tenant.names.after(last, len(NEXT_NAME))):
         found.say(context, NEXT_NAME[off])
-    later, earlier = tenant.names.alike(last, 6)
+    later, earlier = tenant.names.alike(last, parts.stem, 6)
     for off, context in enumerate(later):
         found.say(context, NEXT_ALIKE[min(off, 3)])
     for context in earlier:
         found.say(context, EARLIER_ALIKE)
-    _by_analogy(found, tenant, tenant.names.parts.get(last) or parts_of(last))
+    _by_analogy(found, tenant, parts)
 
 
 def _by_analogy(found: Candidates, tenant: Tenant, last: Parts) -> None:
@@ -182,25 +184,26 @@ def _habits(found: Candidates, tenant: Tenant, session: Session) -> None:
         for context in sorted(counts, key=counts.__getitem__)[-few:]:
             if context not in found and len(found) < _MOST:
                 found[context] = []
-        for context, opinions in found.items():
-            count = counts.get(context)
-            if count:
-                opinions.append((which, log1p(count * scale)))
+        for context in found.keys() & counts.keys():
+            found[context].append((which, log1p(counts[context] * scale)))
 
 
 def _marks(found: Candidates, tenant: Tenant, session: Session) -> None:
     """What each candidate has in common with the latest one, and what was last done with it and when."""
-    last, kinds, known, now = session.trail[-1], tenant.kinds, tenant.names.parts, tenant.at
-    here, name, kind, *_ = known.get(last) or parts_of(last)
+    last, known, now = session.trail[-1], tenant.known, tenant.at
+    here, name, kind, *_ = tenant.parts(last)
     in_act = len(session.burst) > 1
     stems, scale = session.stems.counts, 1 / (session.stems.total * _EPS)
     for context, opinions in found.items():
-        parts = known.get(context) or parts_of(context)
-        place = 1 if parts[0] == here else 2 if parts[1] == name else 0
-        latest = kinds.get(context)
-        use, age = (latest[0], bisect_right(_AGES, now - latest[1])) if latest else (0, len(LAST_AT))
-        mark = ((place * 2 + (parts[2] == kind)) * 2 + (in_act and context < last)) * len(LAST_KIND) + use
+        latest = known.get(context)
+        if latest is not None:
+            its_folder, its_name, its_kind, stem, *_ = latest.parts
+            use, age = latest.use, bisect_right(_AGES, now - latest.at)
+            if stem in stems:
+                opinions.append((STEM_LATELY, log1p(stems[stem] * scale)))
+        else:
+            its_folder, _, its_name = context.rpartition("/")
+            its_kind, use, age = ending(its_name), 0, len(LAST_AT)
+        place = 1 if its_folder == here else 2 if its_name == name else 0
+        mark = ((place * 2 + (its_kind == kind)) * 2 + (in_act and context < last)) * len(LAST_KIND) + use
         opinions += _MARKS[mark * (len(LAST_AT) + 1) + age]
-        count = stems.get(parts[3])
-        if count:
-            opinions.append((STEM_LATELY, log1p(count * scale)))

@@ -4,7 +4,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from kvprefetch.predict.counts import Counts, Row
-from kvprefetch.predict.names import Names, parts_of
+from kvprefetch.predict.names import Names, Parts, parts_of
 
 RECENT = 24
 """Distinct contexts that a session or a user remembers in order."""
@@ -37,6 +37,15 @@ class Recent:
 
 
 @dataclass(slots=True, eq=False)
+class Known:
+    """A context that was used; about 1 KB with its places in `Names`, and its name three times."""
+
+    parts: Parts
+    use: int = 0  # the latest kind of use, by number
+    at: float = 0.0  # of the latest use
+
+
+@dataclass(slots=True, eq=False)
 class Session:
     """What a session did lately; at most about 8 KB."""
 
@@ -60,7 +69,7 @@ class Tenant:
         self.users: OrderedDict[str, Recent] = OrderedDict()
         self.names = Names()
         self.at = 0.0  # of the latest event
-        self.kinds: OrderedDict[str, tuple[int, float]] = OrderedDict()  # each context's latest use: kind, when
+        self.known: OrderedDict[str, Known] = OrderedDict()  # contexts, the one used last at the end
         self.numbers: dict[str, int] = {}  # of kinds; 0 for any beyond
         self.popular = Row()
         self.after_one = Counts(growth=1.06, width=16, max_rows=max_contexts)
@@ -94,9 +103,9 @@ class Tenant:
     def used(self, session: Session, context: str, kind: str, now: float) -> None:
         """The session used `context`."""
         self.signals.add((session.kind, session.about), context)
-        self._know(context, kind, now)
+        known = self._know(context, kind, now)
         self._follow(session, context)
-        session.stems.add(self.names.parts[context].stem, 1.15, _MENTIONS)
+        session.stems.add(known.parts.stem, 1.15, _MENTIONS)
         self.popular.add(context, 1.01, _KEPT)
         session.trail.append(context)
         session.recent.add(context)
@@ -117,7 +126,7 @@ class Tenant:
         if len(trail) > 1:
             self.after_two.add((trail[-2], last), context)
         if last and last != context:
-            which, key, other = (self.names.parts.get(last) or parts_of(last)).analogy(self.names.parts[context])
+            which, key, other = self.parts(last).analogy(self.known[context].parts)
             if key:
                 self.analogies.add((which, key), other)
         for other in set(trail):
@@ -125,15 +134,24 @@ class Tenant:
                 self.together.add(other, context)
                 self.together.add(context, other)
 
-    def _know(self, context: str, kind: str, now: float) -> None:
-        if context not in self.kinds:
-            self.names.add(context)
-            while len(self.kinds) >= self.max_contexts:
-                self.names.drop(self.kinds.popitem(last=False)[0])
+    def parts(self, context: str) -> Parts:
+        """What its name is made of, be it remembered or not."""
+        known = self.known.get(context)
+        return known.parts if known is not None else parts_of(context)
+
+    def _know(self, context: str, kind: str, now: float) -> Known:
+        known = self.known.get(context)
+        if known is None:
+            while len(self.known) >= self.max_contexts:
+                forgotten, its = self.known.popitem(last=False)
+                self.names.drop(forgotten, its.parts)
+            known = self.known[context] = Known(parts_of(context))
+            self.names.add(context, known.parts)
         if kind not in self.numbers and len(self.numbers) < _KINDS:
             self.numbers[kind] = len(self.numbers) + 1
-        self.kinds[context] = self.numbers.get(kind, 0), now
-        self.kinds.move_to_end(context)
+        known.use, known.at = self.numbers.get(kind, 0), now
+        self.known.move_to_end(context)
+        return known
 
     def _user(self, user: str) -> Recent:
         recent = self.users.get(user)

@@ -60,18 +60,15 @@ class Names:
         self.ordered: list[str] = []
         self.stems: dict[str, list[str]] = {}  # ordered
         self.bases: dict[str, list[str]] = {}
-        self.parts: dict[str, Parts] = {}
 
-    def add(self, name: str) -> None:
-        """A name not yet known."""
-        parts = self.parts[name] = parts_of(name)
+    def add(self, name: str, parts: Parts) -> None:
+        """A name not yet known, and what it is made of."""
         insort(self.ordered, name)
         insort(self.stems.setdefault(parts.stem, []), name)
         insort(self.bases.setdefault(parts.base, []), name)
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, parts: Parts) -> None:
         """A known name is forgotten."""
-        parts = self.parts.pop(name)
         del self.ordered[bisect_left(self.ordered, name)]
         for index, key in ((self.stems, parts.stem), (self.bases, parts.base)):
             index[key].remove(name)
@@ -84,10 +81,9 @@ class Names:
         at += at < len(self.ordered) and self.ordered[at] == name
         return self.ordered[at : at + count]
 
-    def alike(self, name: str, count: int) -> tuple[list[str], list[str]]:
-        """Others about the same subject: the next ones in order, and the two before."""
-        parts = self.parts.get(name)
-        same = self.stems.get(parts.stem if parts else stem(name), [])
+    def alike(self, name: str, subject: str, count: int) -> tuple[list[str], list[str]]:
+        """Others about the same subject, which is the stem of `name`: the next ones in order, and the two before."""
+        same = self.stems.get(subject, [])
         at = bisect_left(same, name)
         here = at < len(same) and same[at] == name
         return same[at + here : at + here + count], same[max(at - 2, 0) : at]

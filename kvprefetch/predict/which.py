@@ -9,7 +9,7 @@ Promises
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -24,7 +24,7 @@ _LISTED = 5  # of each prediction that are held against what came
 _LONGEST = 512  # characters of a name that tell it apart
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prediction:
     """A context that may be the session's next."""
 
@@ -32,7 +32,19 @@ class Prediction:
     probability: float  # that the next use in the session is of this one
     gap_s: tuple[float, float, float]  # p10, p50, p90 of the time until that use; inf: perhaps never
     outcomes: float  # how many outcomes of such claims stand behind it
-    because: str  # the opinions that weighed most
+    _opinions: Opinions = field(default_factory=list, repr=False, compare=False)
+    _weights: Sequence[float] = field(default=(), repr=False, compare=False)
+
+    @property
+    def because(self) -> str:
+        """The three opinions that weighed most. Made when asked for: this takes longer than all the rest."""
+        terms: dict[str, float] = {}
+        for which, strength in self._opinions:
+            name = experts.NAMES[which]
+            terms[name] = terms.get(name, 0.0) + self._weights[which] * strength
+        return ", ".join(
+            f"{name} {terms[name]:+.1f}" for name in sorted(terms, key=terms.__getitem__, reverse=True)[:3]
+        )
 
 
 @dataclass(slots=True)
@@ -130,7 +142,8 @@ class Which:
                     probability=min(guess.shares[i] * self.truth.mean(levels), 1.0),
                     gap_s=gap,
                     outcomes=self.truth.outcomes(levels[1]),
-                    because=_because(guess.opinions[i], guess.weights),
+                    _opinions=guess.opinions[i],
+                    _weights=guess.weights,
                 )
             )
         return said
@@ -174,12 +187,3 @@ def _levels(claimed: float, kind: str, tenant: str) -> tuple[Hashable, ...]:
 
 def _gap_levels(session: Session) -> tuple[Hashable, ...]:
     return "use", ("use", session.kind)
-
-
-def _because(opinions: Opinions, weights: list[float]) -> str:
-    """The three opinions that weighed most."""
-    terms: dict[str, float] = {}
-    for which, strength in opinions:
-        name = experts.NAMES[which]
-        terms[name] = terms.get(name, 0.0) + weights[which] * strength
-    return ", ".join(f"{name} {terms[name]:+.1f}" for name in sorted(terms, key=terms.__getitem__, reverse=True)[:3])
