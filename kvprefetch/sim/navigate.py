@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from kvprefetch.errors import InvalidRequest
-from kvprefetch.sim.navigators import Foresighted, Navigator, Oracle, Popularity
+from kvprefetch.sim.foresight import Foresighted
+from kvprefetch.sim.navigators import Navigator, Oracle, Popularity
 from kvprefetch.sim.prefilling import PrefillingWorker, QuietClock
 from kvprefetch.sim.replay import Experiment
 from kvprefetch.sim.report import Served, prefix_tokens, ttft
