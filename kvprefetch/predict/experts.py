@@ -175,7 +175,7 @@ def _by_analogy(found: Candidates, tenant: Tenant, last: Parts) -> None:
 
 def _habits(found: Candidates, tenant: Tenant, session: Session) -> None:
     """What this user, and everyone, used lately. Most of it is only named where little else is known."""
-    few = 6 if session.trail else RECENT
+    few = 3 if session.trail else RECENT
     user = tenant.users.get(session.user)
     for row, which in ((user.lately if user else None, USER_LATELY), (tenant.popular, POPULAR)):
         if row is None or not row.counts:

@@ -13,7 +13,7 @@ TRAIL = 5
 BURST_S = 1.0
 """Uses closer than this are one act, such as a commit or a turn's parallel tool calls."""
 _KINDS = 7
-_KEPT = 64  # popular contexts
+_KEPT = 32  # popular contexts
 _MENTIONS = 12  # contexts named by signals that a session remembers
 
 
@@ -75,7 +75,7 @@ class Tenant:
         self.after_one = Counts(growth=1.06, width=16, max_rows=max_contexts)
         self.after_two = Counts(growth=1.06, width=8, max_rows=max_contexts)
         self.user_after = Counts(growth=1.06, width=12, max_rows=max_contexts)
-        self.together = Counts(growth=1.03, width=24, max_rows=max_contexts)
+        self.together = Counts(growth=1.03, width=16, max_rows=max_contexts)
         self.signals = Counts(growth=1.03, width=8, max_rows=max_contexts)
         self.analogies = Counts(growth=1.03, width=8, max_rows=max_contexts)  # see `Parts.analogy`
 

@@ -122,7 +122,7 @@ class Which:
             return self._latest[1]
         found, none = experts.opinions_on(memory, session)
         stage = min(len(session.burst), 3) if session.trail else -1
-        gates = (("kind", session.kind), ("stage", stage), ("session", tenant, name))
+        gates = (("act", session.kind, stage), ("tenant", tenant), ("session", tenant, name))
         opinions = [*found.values(), none]
         weights = self.mixture.weights(gates)
         shares = softmax(opinions, weights)
