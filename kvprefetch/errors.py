@@ -3,6 +3,7 @@
 KVPrefetchError
 ├── SettingsError          a settings file or value is wrong
 ├── TraceError             a trace file cannot be read
+├── StateError             saved state is of another version, damaged, or no state
 ├── InvalidRequest         the caller's prompt, context or option cannot be served
 ├── ModelError
 │   ├── UnknownModel       nothing to load under that name
@@ -26,6 +27,10 @@ class SettingsError(KVPrefetchError):
 
 class TraceError(KVPrefetchError):
     """A trace file cannot be read; the message names the line or what is missing."""
+
+
+class StateError(KVPrefetchError):
+    """Saved state is of another version, damaged, or no state; the message says which."""
 
 
 class InvalidRequest(KVPrefetchError):

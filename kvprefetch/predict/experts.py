@@ -11,7 +11,7 @@ from math import log1p
 from kvprefetch.predict.counts import Row
 from kvprefetch.predict.memory import RECENT, Session, Tenant
 from kvprefetch.predict.mixture import Opinions
-from kvprefetch.predict.names import Parts, ending
+from kvprefetch.predict.names import LONGEST, Parts, ending
 
 _EPS = 0.02
 _MOST = 80  # candidates
@@ -170,7 +170,9 @@ def _by_analogy(found: Candidates, tenant: Tenant, last: Parts) -> None:
         if row is not None:
             scale = 1 / ((row.total + row.unit) * _EPS)
             for other, count in row.counts.items():
-                found.say(last.transferred(which, other), _BY_ANALOGY[which], log1p(count * scale))
+                name = last.transferred(which, other)
+                if len(name) <= LONGEST:
+                    found.say(name, _BY_ANALOGY[which], log1p(count * scale))
 
 
 def _habits(found: Candidates, tenant: Tenant, session: Session) -> None:

@@ -4,7 +4,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from kvprefetch.predict.counts import Counts, Row
-from kvprefetch.predict.names import Names, Parts, parts_of
+from kvprefetch.predict.names import Names, Parts, parts_of, short
 
 RECENT = 24
 """Distinct contexts that a session or a user remembers in order."""
@@ -93,7 +93,7 @@ class Tenant:
         """Something happened in the session that may tell what comes next."""
         if now - session.at > BURST_S:
             session.burst.clear()
-        session.kind, session.about, session.at, self.at = kind, about, now, now
+        session.kind, session.about, session.at, self.at = kind, short(about), now, now
         for name in self.names.named_in(about) if about else ():
             if name in session.named:
                 session.named.remove(name)
@@ -101,7 +101,14 @@ class Tenant:
         del session.named[:-_MENTIONS]
 
     def used(self, session: Session, context: str, kind: str, now: float) -> None:
-        """The session used `context`."""
+        """The session used `context`; "" if there is no name to remember."""
+        if now - session.at > BURST_S:
+            session.burst.clear()
+        if context:
+            self._learn(session, context, kind, now)
+        session.kind, session.about, session.at, self.at = kind, context, now, now
+
+    def _learn(self, session: Session, context: str, kind: str, now: float) -> None:
         self.signals.add((session.kind, session.about), context)
         known = self._know(context, kind, now)
         self._follow(session, context)
@@ -110,13 +117,10 @@ class Tenant:
         session.trail.append(context)
         session.recent.add(context)
         self._user(session.user).add(context)
-        if now - session.at > BURST_S:
-            session.burst.clear()
         if len(session.burst) < RECENT:
             session.burst.add(context)
         if context in session.named:
             session.named.remove(context)
-        session.kind, session.about, session.at, self.at = kind, context, now, now
 
     def _follow(self, session: Session, context: str) -> None:
         trail, user = session.trail, session.user
@@ -129,7 +133,7 @@ class Tenant:
             which, key, other = self.parts(last).analogy(self.known[context].parts)
             if key:
                 self.analogies.add((which, key), other)
-        for other in set(trail):
+        for other in dict.fromkeys(trail):  # a set would have another order in another process
             if other != context:
                 self.together.add(other, context)
                 self.together.add(context, other)

@@ -6,15 +6,18 @@ of a long name its length besides.
 
 import re
 from bisect import bisect_left, insort
+from hashlib import blake2b
 from typing import NamedTuple
 
 _WORDS = re.compile(r"[^\s\"'`|;,()=:<>*]+")
+LONGEST = 512
+"""Characters of a name that is remembered."""
 _TEXT = 2000  # characters of a text that are looked at
 _NAMED = 6
 _ALIKE = 16  # names with one last part that a mention of it may mean
 _LATEST = 32  # words of a text that are looked at
 _SHORTEST = 3  # characters of a subject that can be told from a mere word
-HOLE = "\0"  # where a shape has its subject
+_HOLE = "\0"  # where a shape has its subject
 
 
 class Parts(NamedTuple):
@@ -48,7 +51,7 @@ class Parts(NamedTuple):
     def transferred(self, number: int, other: str) -> str:
         """The name that is to this one as `analogy` says."""
         if number == 0:
-            return other.replace(HOLE, self.subject)
+            return other.replace(_HOLE, self.subject)
         at, last = (self.folder, other) if number == 1 else (other, self.base)
         return f"{at}/{last}" if at else last
 
@@ -125,8 +128,15 @@ def parts_of(name: str) -> Parts:
     """See `Parts`."""
     about, last = stem(name), base(name)
     at = last.lower().find(about) if len(last.lower()) == len(last) else -1  # some letters grow in lower case
-    if len(about) < _SHORTEST or at < 0 or HOLE in name:
+    if len(about) < _SHORTEST or at < 0 or _HOLE in name:
         return Parts(folder(name), last, ending(name), about, "", "")
     start = len(name) - len(last) + at
     end = start + len(about)
-    return Parts(folder(name), last, ending(name), about, name[start:end], name[:start] + HOLE + name[end:])
+    return Parts(folder(name), last, ending(name), about, name[start:end], name[:start] + _HOLE + name[end:])
+
+
+def short(name: str) -> str:
+    """The name, or of a long one its beginning and a hash that tells it from others."""
+    if len(name) <= LONGEST:
+        return name
+    return name[: LONGEST // 2] + "#" + blake2b(name.encode(errors="surrogatepass")).hexdigest()

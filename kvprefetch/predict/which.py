@@ -4,8 +4,11 @@ Promises
 - Pure and online: no training step; every use is first predicted, then learnt from. An event costs O(opinions).
 - What is learnt about contexts, users and sessions stays with their tenant (`predict/memory.py`). Tenants share what
   experts are worth and how far claims can be believed: numbers, never names.
-- Bounded: `max_tenants` tenants, the longest quiet forgotten first, each as bounded as `Tenant` says.
-- Events may be late or come twice; times that are not numbers count as the latest known. Raises nothing.
+- Bounded: `max_tenants` tenants, the longest quiet forgotten first, each as bounded as `Tenant` says; and 3 MB of what
+  is shared. Asking changes nothing.
+- Events may be late or come twice; times that are not numbers count as the latest known, and so do earlier ones, up to
+  an hour: beyond that the clock was set back, and its time holds. Raises nothing.
+- A context whose name has more than 512 characters is neither remembered nor predicted; its use still counts as one.
 """
 
 from collections import OrderedDict
@@ -17,11 +20,13 @@ from kvprefetch.predict import experts
 from kvprefetch.predict.gaps import GapModel, bin_of
 from kvprefetch.predict.memory import Session, Tenant
 from kvprefetch.predict.mixture import Mixture, Opinions, softmax
+from kvprefetch.predict.names import LONGEST, short
 from kvprefetch.predict.rates import Shares
 
 _STEPS = 6  # stretches of claimed probability that are calibrated apart
 _LISTED = 5  # of each prediction that are held against what came
-_LONGEST = 512  # characters of a name that tell it apart
+_SET_BACK_S = 3600.0  # an event that is older by more tells that the clock was set back
+_LEAST = 1e-6  # claims below this teach nothing
 
 
 @dataclass(slots=True)
@@ -70,34 +75,35 @@ class Which:
     gaps: GapModel = field(default_factory=GapModel)
     tenants: OrderedDict[str, Tenant] = field(default_factory=OrderedDict)
     now: float = 0.0
-    _latest: "tuple[Session, _Guess] | None" = None  # asked for last; good until something happens
+    _latest: "tuple[tuple[str, str, str], Session, _Guess] | None" = None  # asked for last; good until an event
 
     def signalled(self, session: str, tenant: str, user: str, kind: str, about: str, now: float) -> None:
         """Something was observed in the session: a tool call, a message, a document opened; `about` what."""
-        memory = self._tenant(tenant)
-        memory.observed(memory.session(session, user), kind, about[:_LONGEST], self._time(now))
+        memory = self._tenant(short(tenant))
+        memory.observed(memory.session(short(session), short(user)), short(kind), about, self._time(now))
         self._latest = None
 
     def used(self, session: str, tenant: str, user: str, context: str, kind: str, now: float) -> None:
         """The session uses `context`: hold it against what was to be expected, and remember it."""
-        memory = self._tenant(tenant)
-        known, context, now = memory.session(session, user), context[:_LONGEST], self._time(now)
-        guess = self._guess(tenant, session, memory, known)
+        session, tenant, user, kind, now = short(session), short(tenant), short(user), short(kind), self._time(now)
+        known, guess = self._guess(session, tenant, user)
         outcome = guess.contexts.index(context) if context in guess.contexts else len(guess.contexts)
         self.mixture.learn(guess.opinions, guess.shares, outcome, guess.gates)
         for i in guess.top[:_LISTED]:
-            claimed = guess.shares[i]
+            claimed = max(guess.shares[i], _LEAST)
             self.truth.learn(_levels(claimed, known.kind, tenant), (i == outcome) / claimed, claimed)
+        memory = self._tenant(tenant)
+        known = memory.session(session, user)
         if known.at:
             self._gap_ended(known, max(now - known.at, 0.0))
-        memory.used(known, context, kind, now)
+        memory.used(known, context if len(context) <= LONGEST else "", kind, now)
         self._latest = None
 
     def predictions(self, session: str, tenant: str, user: str, now: float, limit: int = _LISTED) -> list[Prediction]:
         """The most likely next contexts, the likeliest first; a new session has its user's and tenant's habits."""
-        memory = self._tenant(tenant)
-        known = memory.session(session, user)
-        return self._say(tenant, known, self._guess(tenant, session, memory, known), limit, self._sound(now))
+        session, tenant, user = short(session), short(tenant), short(user)
+        known, guess = self._guess(session, tenant, user)
+        return self._say(tenant, known, guess, limit, self._sound(now))
 
     def gap_s(self, session: str, tenant: str, now: float) -> tuple[float, float, float]:
         """p10, p50, p90 of the time until the session's next use; inf: perhaps never."""
@@ -109,6 +115,7 @@ class Which:
         known = self._known(session, tenant)
         if known is None:
             return 0.0
+        seconds = max(0.0, seconds)  # also for NaN
         return self.gaps.within(_gap_levels(known), max(self._sound(now) - known.at, 0.0), seconds)
 
     def kind_of(self, session: str, tenant: str) -> str:
@@ -117,29 +124,34 @@ class Which:
         return known.kind if known else ""
 
     # -- within ----------------------------------------------------------------------------------------
-    def _guess(self, tenant: str, name: str, memory: Tenant, session: Session) -> _Guess:
-        if self._latest is not None and self._latest[0] is session:
-            return self._latest[1]
-        found, none = experts.opinions_on(memory, session)
-        stage = min(len(session.burst), 3) if session.trail else -1
-        gates = (("act", session.kind, stage), ("tenant", tenant), ("session", tenant, name))
+    def _guess(self, session: str, tenant: str, user: str) -> tuple[Session, _Guess]:
+        asked = session, tenant, user
+        if self._latest is not None and self._latest[0] == asked:
+            return self._latest[1:]
+        memory = self.tenants.get(tenant) or Tenant()
+        known = memory.sessions.get(session) or Session(user)
+        found, none = experts.opinions_on(memory, known)
+        stage = min(len(known.burst), 3) if known.trail else -1
+        gates = (("act", known.kind, stage), ("tenant", tenant), ("session", tenant, session))
         opinions = [*found.values(), none]
         weights = self.mixture.weights(gates)
         shares = softmax(opinions, weights)
         top = sorted(range(len(found)), key=shares.__getitem__, reverse=True)
         guess = _Guess(list(found), opinions, shares, top, weights, gates)
-        self._latest = session, guess
-        return guess
+        self._latest = asked, known, guess
+        return known, guess
 
     def _say(self, tenant: str, session: Session, guess: _Guess, limit: int, now: float) -> list[Prediction]:
-        said = []
+        said, left = [], 1.0
         gap = self._quantiles(session, max(now - session.at, 0.0))
         for i in guess.top[:limit]:
             levels = _levels(guess.shares[i], session.kind, tenant)
+            probability = min(guess.shares[i] * self.truth.mean(levels), left)
+            left -= probability
             said.append(
                 Prediction(
                     context=guess.contexts[i],
-                    probability=min(guess.shares[i] * self.truth.mean(levels), 1.0),
+                    probability=probability,
                     gap_s=gap,
                     outcomes=self.truth.outcomes(levels[1]),
                     _opinions=guess.opinions[i],
@@ -160,8 +172,8 @@ class Which:
         self.gaps.ended(levels, gap)
 
     def _known(self, session: str, tenant: str) -> Session | None:
-        memory = self.tenants.get(tenant)
-        return memory.sessions.get(session) if memory else None
+        memory = self.tenants.get(short(tenant))
+        return memory.sessions.get(short(session)) if memory else None
 
     def _tenant(self, name: str) -> Tenant:
         tenant = self.tenants.get(name)
@@ -173,7 +185,7 @@ class Which:
         return tenant
 
     def _time(self, now: float) -> float:
-        self.now = self._sound(now)
+        self.now = now if now < self.now - _SET_BACK_S and now > -inf else self._sound(now)
         return self.now
 
     def _sound(self, now: float) -> float:
