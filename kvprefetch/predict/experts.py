@@ -15,6 +15,7 @@ from kvprefetch.predict.names import LONGEST, Parts, ending
 
 _EPS = 0.02
 _MOST = 80  # candidates
+_PLAIN = 2.0  # strength of an opinion that can be near certain: what it is worth is learnt the faster
 _NAMES: list[str] = []
 _START: list[float] = []
 
@@ -34,7 +35,7 @@ AFTER_ONE = _opinion("followed this one", 0.2)
 USER_AFTER = _opinion("followed this one with this user", 0.2)
 TOGETHER = _ranks("used together", 3, 0.2)
 SIGNAL = _opinion("followed this signal", 0.2)
-NAMED = [_opinion("named by the latest signal", 1.0), *_ranks("named by a signal", 3, 0.3)]
+NAMED = [_opinion("named by the latest signal", 0.7), *_ranks("named by a signal", 3, 0.2)]
 POPULAR = _opinion("popular", 0.2)
 USER_LATELY = _opinion("used lately by this user", 0.2)
 LATELY = _opinion("used lately in this session", 0.2)
@@ -110,7 +111,7 @@ def opinions_on(tenant: Tenant, session: Session) -> tuple[Candidates, Opinions]
     """What may come next in the session; and what speaks for none of them."""
     found = Candidates()
     for back, context in enumerate(reversed(session.named)):
-        found.say(context, NAMED[min(back, 3)])
+        found.say(context, NAMED[min(back, 3)], _PLAIN)
     sure = _followers(found, tenant, session)
     _recent(found, session)
     if session.trail:

@@ -146,14 +146,16 @@ class Which:
         gap = self._quantiles(session, max(now - session.at, 0.0))
         for i in guess.top[:limit]:
             levels = _levels(guess.shares[i], session.kind, tenant)
-            probability = min(guess.shares[i] * self.truth.mean(levels), left)
+            outcomes = self.truth.outcomes(levels[1])
+            sure = (outcomes + 1) / (outcomes + 2)  # nothing is surer than the record is long (Laplace)
+            probability = min(guess.shares[i] * self.truth.mean(levels), sure, left)
             left -= probability
             said.append(
                 Prediction(
                     context=guess.contexts[i],
                     probability=probability,
                     gap_s=gap,
-                    outcomes=self.truth.outcomes(levels[1]),
+                    outcomes=outcomes,
                     _opinions=guess.opinions[i],
                     _weights=guess.weights,
                 )
