@@ -1,6 +1,7 @@
 """kvprefetch's own policy of a navigation replay: the worker's predictor, planner and budget on the virtual clock."""
 
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from kvprefetch.cache.spans import Path, Span
 from kvprefetch.plan.budget import Budget
@@ -12,12 +13,13 @@ from kvprefetch.predict.which import Which
 from kvprefetch.sim.navigators import HOLD_S, Navigator, key_of
 from kvprefetch.sim.ours import NO_JOB
 from kvprefetch.sim.visits import Opening, Visit
-from kvprefetch.sim.worker import Preload
+from kvprefetch.sim.worker import Preload, SimWorker
 
 _OPENED, _NEXT = "opened", "next"
+_APART = 1e-6 / 2**32  # no two candidates are worth exactly the same: the planner would never decide between them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wanted:
     """A file that may be asked about until `until`."""
 
@@ -27,6 +29,8 @@ class Wanted:
     kind: str  # the evidence
     claimed: float  # probability
     until: float
+    key: str
+    again: int = 3  # times that it is made ready anew when it was displaced; more would only displace each other
 
 
 @dataclass
@@ -58,16 +62,22 @@ class Foresighted(Navigator):
     """
 
     CLAIM_OF_OPENED = 0.5  # before there is a record
-    LEAST = 0.03
+    LEAST = 0.1  # probability of a prediction; below it hardly any would be affordable
+    START = 100_000.0  # tokens that each kind of evidence may compute before there is a record
 
     def __init__(self, per_useful: float) -> None:
         super().__init__()
         self.which, self.trials, self.rates = Which(), Trials(), Rates()
         self.loads = Desk(Planner(self._load, Budget(per_useful)))
-        self.prefills = Desk(Planner(self._prefill, Budget(per_useful)))
+        self.prefills = Desk(Planner(self._prefill, Budget(per_useful, start=self.START)))
         self.wanted: dict[str, Wanted] = {}
         self.by_file: dict[tuple[str, str], set[str]] = {}  # keys of what is wanted
         self.predicted: dict[str, list[str]] = {}  # keys, by session
+
+    def attach(self, worker: SimWorker) -> None:
+        """Hear of evictions."""
+        super().attach(worker)
+        worker.gpu.on_evict = self._displaced
 
     def opened(self, opening: Opening) -> None:
         """It will probably be asked about."""
@@ -141,13 +151,15 @@ class Foresighted(Navigator):
         before = self.wanted.get(key)
         if before is not None and before.kind == _OPENED and kind == _NEXT and before.until > now:
             return  # that says more
-        wanted = self.wanted[key] = Wanted(session, tenant, context, kind, claimed, now + hold)
+        wanted = self.wanted[key] = Wanted(session, tenant, context, kind, claimed, now + hold, key)
         self.by_file.setdefault((tenant, context), set()).add(key)
         self._offer(key, wanted)
 
     def _offer(self, key: str, wanted: Wanted) -> None:
-        for desk in (self.loads, self.prefills):
-            desk.planner.offer(key, wanted.tenant, wanted.kind, self.worker.clock.now)
+        here, there, blocks = self._where(wanted)
+        for desk, missing in ((self.loads, there - here), (self.prefills, blocks - max(here, there))):
+            if missing > 0:
+                desk.planner.offer(key, wanted.tenant, wanted.kind, self.worker.clock.now)
 
     def _forget(self, key: str) -> None:
         wanted = self.wanted.pop(key, None)
@@ -165,6 +177,12 @@ class Foresighted(Navigator):
         if visit.after != visit.request.path:
             for key in sorted(self.by_file.get((visit.request.tenant, visit.context), ())):
                 self._offer(key, self.wanted[key])
+
+    def _displaced(self, span: Span, count: int) -> None:
+        wanted = self.wanted.get(span.session) if span.speculative else None
+        if wanted is not None and wanted.again > 0:
+            wanted.again -= 1
+            self._offer(span.session, wanted)
 
     def _next(self, desk: Desk) -> Preload | None:
         decision = desk.planner.next(self.worker.clock.now)
@@ -214,7 +232,8 @@ class Foresighted(Navigator):
         hold, work = wanted.until - now, seconds or 0.0
         soon = self.which.use_within(wanted.session, wanted.tenant, now, work)
         outlook = Outlook(wanted.claimed, wanted.claimed * soon, hold, hold, share / max(hold, 1e-9))
-        return Job(action, tokens, work, work, share / wanted.claimed, outlook, enough=seconds is not None)
+        saved = work * (1 - _APART * crc32(wanted.key.encode()))
+        return Job(action, tokens, work, saved, share / wanted.claimed, outlook, enough=seconds is not None)
 
 
 def _trial(kind: str, key: str) -> str:

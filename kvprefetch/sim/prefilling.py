@@ -47,11 +47,12 @@ class PrefillingWorker(SimWorker):
     def __init__(
         self, machine: Machine, clock: QuietClock, strategy: PrefillStrategy, record: Callable[[Live], None]
     ) -> None:
-        super().__init__(machine, clock, strategy, record)
         self.quiet = clock
+        super().__init__(machine, clock, strategy, record)
         self.gpu, self.host = (LruPool(pool.capacity, strategy.merges) for pool in (self.gpu, self.host))
         self.gpu.on_first_use = self._note_use
         self.host.on_first_use = self._note_computed
+        strategy.attach(self)  # again, to these pools
 
     def wake(self) -> None:
         """Something may be worth doing now."""
