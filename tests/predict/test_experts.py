@@ -84,13 +84,21 @@ def test_an_act_is_told_apart_from_what_came_before() -> None:
     assert "touched in this act" in said_of("a", tenant, session)
     assert "earlier by name in this act" in said_of("a", tenant, session)
     assert "earlier by name in this act" not in said_of("z", tenant, session)
-    assert "touched in this act" not in said_of("a", *story("a", "b", gap=60.0))
+    apart = said_of("a", *story("a", "b", gap=60.0))
+    assert not {"touched in this act", "earlier by name in this act"} & apart.keys()
 
 
 def test_nothing_is_said_of_an_empty_memory() -> None:
     found, none = experts.opinions_on(Tenant(), Session("user"))
     assert not found
     assert none
+
+
+def test_what_is_named_first_stays_a_candidate() -> None:
+    found = experts.Candidates()
+    for i in range(200):
+        found.say(f"f{i}", experts.POPULAR)
+    assert list(found) == [f"f{i}" for i in range(80)]
 
 
 def test_candidates_and_their_marks_are_bounded() -> None:

@@ -53,6 +53,14 @@ def test_sessions_and_users_are_bounded() -> None:
     assert list(tenant.users) == ["u6", "u7", "u8"]
 
 
+def test_what_follows_one_context_is_bounded() -> None:
+    tenant = Tenant(max_contexts=100)
+    session = tenant.session("s", "user")
+    for i in range(3_000):
+        tenant.used(session, "hub" if i % 2 else f"f{i % 83}", "read", float(i))
+    assert {len(tenant.after_one.rows["hub"].counts), len(tenant.together.rows["hub"].counts)} == {16}
+
+
 def test_bytes_stay_within_what_is_promised() -> None:
     contexts, sessions = 200, 40
     tracemalloc.start()

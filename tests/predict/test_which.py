@@ -4,6 +4,7 @@ from math import inf, nan
 
 import pytest
 
+from kvprefetch.predict.rates import Shares
 from kvprefetch.predict.which import Which
 
 
@@ -37,6 +38,14 @@ def test_no_claim_is_surer_than_its_record_is_long() -> None:
         play(which, "same")
         said = which.predictions("s", "t", "u", which.now)[0]
         assert said.probability <= (said.outcomes + 1) / (said.outcomes + 2) <= (turn + 1) / (turn + 2)
+
+
+def test_claims_never_sum_to_more_than_one() -> None:
+    which = Which(truth=Shares(start=50.0, prior=1e9))  # a record of claims that were all far too timid
+    play(which, "a b c d e a c e b d")
+    said = which.predictions("s", "t", "u", which.now)
+    assert len(said) == 5
+    assert sum(p.probability for p in said) <= 1.0
 
 
 def test_a_new_session_starts_with_the_habits_of_its_user() -> None:
@@ -156,6 +165,7 @@ def test_a_very_long_name_is_not_remembered_but_its_use_counts() -> None:
 def test_long_names_of_tenants_are_not_confused() -> None:
     which = Which()
     play(which, "secret other", tenant="x" * 2000 + "1")
+    assert which.predictions("s", "x" * 2000 + "1", "u", which.now) != []
     assert which.predictions("s", "x" * 2000 + "2", "u", which.now) == []
 
 
