@@ -7,7 +7,7 @@ from typing import Any
 
 from kvprefetch.errors import InvalidRequest
 from kvprefetch.sim.foresight import Foresighted
-from kvprefetch.sim.navigators import Navigator, Oracle, Popularity
+from kvprefetch.sim.navigators import Navigator, Oracle, Popularity, key_of
 from kvprefetch.sim.prefilling import PrefillingWorker, QuietClock
 from kvprefetch.sim.replay import Experiment
 from kvprefetch.sim.report import Served, prefix_tokens, ttft
@@ -67,6 +67,7 @@ def _schedule(clock: QuietClock, worker: PrefillingWorker, strategy: Navigator, 
         strategy.library[key] = request.path
 
     def ask() -> None:
+        worker.asked(key_of(request.session, visit.context))
         worker.arrive(request)
         strategy.library[key] = visit.after
         strategy.asked(visit)

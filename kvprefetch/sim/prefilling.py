@@ -59,6 +59,10 @@ class PrefillingWorker(SimWorker):
         self.serve_link()
         self._serve_gpu()
 
+    def asked(self, key: str) -> None:
+        """The question has come that the preload of this name was for: what is not done by now is late."""
+        self.moves.late += self.unfinished.pop(key, None) is not None
+
     def _serve_gpu(self) -> None:
         super()._serve_gpu()
         while not self.gpu_busy and (preload := self.strategy.next_prefill()) is not None:
