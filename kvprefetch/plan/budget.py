@@ -17,7 +17,8 @@ class Budget:
     per_useful: float = 1.4
     start: float = 400_000.0
     cap: float = 4_000_000.0
-    trickle: float = 20.0
+    trickle: float = 2.0
+    caution: float = 32.0
     credit: dict[Hashable, float] = field(default_factory=dict)
     refilled: dict[Hashable, float] = field(default_factory=dict)
 
@@ -46,4 +47,4 @@ class Budget:
         """
         left = self.left(account, now)
         loss = tokens * max(1 - self.per_useful * share, 0.0)
-        return left >= min(tokens, self.start / 4) and left >= 8 * loss
+        return left >= min(tokens, self.start / 4) and left >= self.caution * loss

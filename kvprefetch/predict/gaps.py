@@ -61,7 +61,7 @@ class GapModel:
     A cell takes about 6 KB.
     """
 
-    def __init__(self, max_cells: int = 1024) -> None:
+    def __init__(self, max_cells: int = 4096) -> None:
         self.cells: dict[Hashable, Cell] = {}
         self.max_cells = max_cells
 

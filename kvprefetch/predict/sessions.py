@@ -8,43 +8,46 @@ import heapq
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import count
-from math import log2
+from math import inf, log, log2
 
 from kvprefetch.predict.gaps import BINS, EDGES, GapModel, Levels
 from kvprefetch.predict.outlook import Outlook
 from kvprefetch.predict.rates import Shares
 
-_LONG = (5.0, 60.0, 600.0)  # what a session's last gap was like
-_IDLE = (
-    5.0,
-    60.0,
-    300.0,
-    900.0,
-    1800.0,
-    3600.0,
-    7200.0,
-    14_400.0,
-    43_200.0,
-)  # how long it was quiet when a signal came
+_IDLE = (5.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0)
+"""Stretches of idleness that are told apart."""
 _SOON_S = 10.0
-_TURNS = (1, 2, 4, 8)
+_FORGET = 0.9  # what a session's longest gap counts for after another one
+_STEP = 16_384  # tokens
+
+
+@dataclass(slots=True, eq=False)
+class Gap:
+    """An open gap: counted from `since`, it has outlived all bins before `bin`."""
+
+    session: str
+    levels: Levels
+    since: float
+    bin: int = 0
+    is_open: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class Quiet:
-    """A session between its requests."""
+    """A session, and while no request of it runs, the gap since its last turn and since its last signal."""
 
     session: str
     tenant: str
-    turns: int = 0
     tokens: int = 0  # of its latest prompt
-    last_gap: float | None = None
-    levels: Levels = ()
-    since: float = 0.0  # the event that the open gap is counted from
+    longest: float = 0.0  # of its gaps so far, older ones faded
     turn_at: float = 0.0  # when its last turn ended
-    turn_levels: Levels = ()
-    bin: int = 0  # the open gap has outlived all bins before this one
-    is_open: bool = False
+    turn: Gap | None = None
+    signal: Gap | None = None
+
+    @property
+    def latest(self) -> Gap | None:
+        """What says most about its return."""
+        return self.signal or self.turn
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Sessions:
     known: OrderedDict[str, Quiet] = field(default_factory=OrderedDict)
     kept_shares: Shares = field(default_factory=lambda: Shares(start=0.9))
     now: float = 0.0
-    _crossings: list[tuple[float, int, Quiet, float]] = field(default_factory=list)
+    _crossings: list[tuple[float, int, Gap]] = field(default_factory=list)
     _order: "count[int]" = field(default_factory=count)
 
     # -- events ----------------------------------------------------------------------------------------
@@ -67,51 +70,58 @@ class Sessions:
         """
         now = self._advance(now)
         quiet = self._know(session, tenant)
-        if quiet.is_open:
-            self.gaps.ended(quiet.levels, now - quiet.since)
-            quiet.last_gap = now - quiet.turn_at
+        if quiet.turn is not None:
+            quiet.longest = max(quiet.longest * _FORGET, now - quiet.turn_at)
             if kept is not None:
                 self.kept_shares.learn(_kept_levels(quiet, now), min(max(kept, 0.0), 1.0))
-        quiet.is_open = False
+        for gap in (quiet.turn, quiet.signal):
+            if gap is not None:
+                gap.is_open = False
+                self.gaps.ended(gap.levels, now - gap.since)
+        quiet.turn = quiet.signal = None
 
     def turn_ended(self, session: str, tenant: str, now: float, kind: str = "", tokens: int = 0) -> None:
         """Its answer is complete. `kind`: what it ended with, such as "tool_use"; `tokens` of its prompt."""
         now = self._advance(now)
         quiet = self._know(session, tenant)
-        quiet.turns += 1
-        quiet.turn_at = now
-        size, grown = tokens.bit_length(), max(tokens - quiet.tokens, 0).bit_length()
-        quiet.tokens = tokens
-        turns, last = bin_among(quiet.turns, _TURNS), bin_among(quiet.last_gap, _LONG)
-        quiet.turn_levels = (
+        self._close(quiet)
+        longest, size = int(log(quiet.longest + 1)), tokens // _STEP
+        grown = max(tokens - quiet.tokens, 0).bit_length()
+        quiet.turn_at, quiet.tokens = now, tokens
+        levels = (
             "turn",
-            ("turn", kind, turns),
-            ("turn", kind, turns, last),
-            ("turn", kind, turns, last, size),
-            ("turn", kind, turns, last, size, grown),
-            ("turn", kind, turns, last, size, grown, tenant),
+            ("turn", kind),
+            ("turn", kind, longest),
+            ("turn", kind, longest, size),
+            ("turn", kind, longest, size, grown),
+            ("turn", kind, longest, size, grown, tenant),
         )
-        self._open(quiet, quiet.turn_levels, now)
+        quiet.turn = self._open(session, levels, now)
 
     def signalled(self, session: str, tenant: str, now: float, kind: str) -> None:
-        """Something was observed in it: a new gap is counted from now, if it is quiet.
+        """Something was observed in it: another gap is counted from now, if it is quiet.
 
         How much a signal says depends on how likely a return was without it: a signal of a session that is hardly
         ever back at this age is mostly a false one. So the new gap's cell is that of the kind and of those odds.
         """
         now = self._advance(now)
         quiet = self._know(session, tenant)
-        if not quiet.is_open:
+        if quiet.turn is None:
             return
-        soon = self.gaps.within(quiet.turn_levels, now - quiet.turn_at, _SOON_S)
+        if quiet.signal is not None:
+            quiet.signal.is_open = False
+        soon = self.gaps.within(quiet.turn.levels, now - quiet.turn_at, _SOON_S)
         odds = round(log2(max(soon, 1e-6) / max(1 - soon, 1e-6)))
-        levels = (("signal", kind), ("signal", kind, odds), ("signal", kind, odds, tenant))
-        self._open(quiet, levels, now)
+        quiet.signal = self._open(
+            session, (("signal", kind), ("signal", kind, odds), ("signal", kind, odds, tenant)), now
+        )
 
     def ended(self, session: str, now: float) -> None:
         """The session is over; no request of it will come."""
         self._advance(now)
-        self.known.pop(session, None)
+        quiet = self.known.pop(session, None)
+        if quiet is not None:
+            self._close(quiet)
 
     # -- outlook ---------------------------------------------------------------------------------------
     def index(self, session: str, now: float) -> float:
@@ -119,26 +129,19 @@ class Sessions:
         quiet = self.known.get(session)
         if quiet is None:
             return 0.0
-        if not quiet.is_open:
+        if quiet.turn is None:
             return float("inf")
-        return self.gaps.index(quiet.levels, max(now - quiet.since, 0.0))
+        return max(self.gaps.index(gap.levels, max(now - gap.since, 0.0)) for gap in _gaps(quiet))
 
     def is_current(self, session: str, last_used: float) -> bool:
         """Whether what was last used then belongs to the session's latest turn, and not to a branch it has left."""
         quiet = self.known.get(session)
-        return quiet is not None and quiet.is_open and last_used >= quiet.turn_at
-
-    def within(self, session: str, now: float, horizon: float) -> float:
-        """P(its next request comes within `horizon` s); 0 if it is unknown or running."""
-        quiet = self.known.get(session)
-        if quiet is None or not quiet.is_open:
-            return 0.0
-        return self.gaps.within(quiet.levels, max(now - quiet.since, 0.0), horizon)
+        return quiet is not None and quiet.turn is not None and last_used >= quiet.turn_at
 
     def is_quiet(self, session: str) -> bool:
         """Whether it is known and no request of it runs."""
         quiet = self.known.get(session)
-        return quiet is not None and quiet.is_open
+        return quiet is not None and quiet.turn is not None
 
     def idle(self, session: str, now: float) -> int:
         """How long it has been quiet, as a number on a short scale."""
@@ -153,22 +156,24 @@ class Sessions:
     def outlook(self, session: str, now: float, work_s: float) -> Outlook:
         """When its next request comes, as a job of `work_s` seconds needs to know it."""
         quiet = self.known.get(session)
-        if quiet is None or not quiet.is_open:
+        gap = quiet.latest if quiet else None
+        if gap is None:
             return Outlook(0.0, 0.0, 0.0, 0.0, 0.0)
-        age, levels, gaps = max(now - quiet.since, 0.0), quiet.levels, self.gaps
+        age, levels, gaps = max(now - gap.since, 0.0), gap.levels, self.gaps
         hold = gaps.hold(levels, age)
         return Outlook(
             within=gaps.within(levels, age, hold),
             before_ready=gaps.within(levels, age, min(work_s, hold)),
             residency=gaps.residency(levels, age, hold),
             hold_s=hold,
-            index=gaps.index(levels, age),
+            index=self.index(session, now),
         )
 
     def outcomes(self, session: str) -> float:
         """How many gaps of this kind were seen to end."""
         quiet = self.known.get(session)
-        return self.gaps.gaps(quiet.levels) if quiet and quiet.levels else 0.0
+        gap = quiet.latest if quiet else None
+        return self.gaps.gaps(gap.levels) if gap else 0.0
 
     # -- within ----------------------------------------------------------------------------------------
     def _know(self, session: str, tenant: str) -> Quiet:
@@ -180,32 +185,40 @@ class Sessions:
         self.known.move_to_end(session)
         return quiet
 
-    def _open(self, quiet: Quiet, levels: Levels, now: float) -> None:
-        quiet.levels, quiet.since, quiet.bin, quiet.is_open = levels, now, 0, True
-        self._cross(quiet)
+    def _open(self, session: str, levels: Levels, now: float) -> Gap:
+        gap = Gap(session, levels, now)
+        self._cross(gap)
+        return gap
 
-    def _cross(self, quiet: Quiet) -> None:
+    def _close(self, quiet: Quiet) -> None:
+        """Its gaps are not watched any more; they did not end."""
+        for gap in _gaps(quiet):
+            gap.is_open = False
+        quiet.turn = quiet.signal = None
+
+    def _cross(self, gap: Gap) -> None:
         """Be woken when the open gap has outlived its bin."""
-        if quiet.bin < BINS - 1:
-            when = quiet.since + EDGES[quiet.bin + 1]
-            heapq.heappush(self._crossings, (when, next(self._order), quiet, quiet.since))
+        if gap.bin < BINS - 1:
+            heapq.heappush(self._crossings, (gap.since + EDGES[gap.bin + 1], next(self._order), gap))
 
     def _advance(self, now: float) -> float:
         """Count what open gaps have outlived until `now`; a clock that jumps back stands still here."""
-        if not now > self.now:  # also NaN
-            return self.now
-        if now == float("inf"):
+        if not self.now < now < inf:  # also NaN
             return self.now
         self.now = now
         while self._crossings and self._crossings[0][0] <= now:
-            _, _, quiet, since = heapq.heappop(self._crossings)
-            if not quiet.is_open or quiet.since != since:
+            _, _, gap = heapq.heappop(self._crossings)
+            if not gap.is_open:
                 continue
-            self.gaps.outlived(quiet.levels, quiet.bin)
-            quiet.bin += 1
-            if self.known.get(quiet.session) is quiet:
-                self._cross(quiet)
+            self.gaps.outlived(gap.levels, gap.bin)
+            gap.bin += 1
+            if gap.session in self.known:
+                self._cross(gap)
         return now
+
+
+def _gaps(quiet: Quiet) -> tuple[Gap, ...]:
+    return tuple(gap for gap in (quiet.turn, quiet.signal) if gap is not None)
 
 
 def _kept_levels(quiet: Quiet, now: float) -> Levels:
@@ -214,6 +227,6 @@ def _kept_levels(quiet: Quiet, now: float) -> Levels:
     return ("kept", ("kept", idle), ("kept", idle, size), ("kept", idle, size, quiet.tenant))
 
 
-def bin_among(value: float | None, edges: tuple[float, ...]) -> int:
-    """Which stretch between `edges` it lies in; −1 for none."""
-    return -1 if value is None else sum(value >= edge for edge in edges)
+def bin_among(value: float, edges: tuple[float, ...]) -> int:
+    """Which stretch between `edges` it lies in."""
+    return sum(value >= edge for edge in edges)

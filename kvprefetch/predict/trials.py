@@ -16,7 +16,7 @@ from math import isfinite
 
 from kvprefetch.predict.rates import Shares
 
-_STEPS = 3  # stretches of claimed probability
+_STEPS = 6
 _LEAST = 0.02  # claims below this are taken for it
 
 

@@ -49,6 +49,7 @@ class Planned(ByIndex):
         self.planner = Planner(self._assess, Budget(per_useful))
         self.accounts: dict[str, tuple[str, str]] = {}  # of each session's latest preload
         self.decision: Decision | None = None
+        self.brought: set[str] = set()
 
     def attach(self, worker: SimWorker) -> None:
         """Hear of evictions and first uses."""
@@ -59,8 +60,11 @@ class Planned(ByIndex):
         """Nothing to plan for a session that is here."""
         request, before = live.request, self.latest.get(live.request.session)
         if before is not None:
-            kept = shared_blocks(before.path, request.path) / max(before.blocks, 1)
-            self.trials.used(request.session, kept, self.worker.clock.now)
+            kept = shared_blocks(before.path, request.path)
+            if request.session in self.brought:
+                kept = min(kept, live.gpu_blocks)
+            self.trials.used(request.session, kept / max(before.blocks, 1), self.worker.clock.now)
+            self.brought.discard(request.session)
         super().arrived(live)
         self.planner.withdraw(request.session)
 
@@ -103,6 +107,7 @@ class Planned(ByIndex):
         assert self.decision is not None
         account = (self.decision.candidate.kind, self.decision.candidate.tenant)
         self.accounts[preload.session] = account
+        self.brought.add(preload.session)
         self.planner.budget.spend(account, blocks * self.worker.machine.block_tokens)
 
     def failed(self, preload: Preload) -> None:

@@ -220,11 +220,13 @@ class SimWorker:
 
     # -- the link --------------------------------------------------------------------------------------
     def serve_link(self) -> None:
-        """Demand loads first; then, while nobody waits, what the strategy wants."""
+        """Demand loads first; then what the strategy wants, unless requests wait for memory."""
         if self.link_busy:
             return
         if self.loading:
             self._load(self.loading.popleft())
+            return
+        if self.waiting:
             return
         while (preload := self.strategy.next_preload()) is not None:
             if self._preload(preload):
