@@ -182,7 +182,8 @@ class Foresighted(Navigator):
         wanted = self.wanted.get(span.session) if span.speculative else None
         if wanted is not None and wanted.again > 0:
             wanted.again -= 1
-            self._offer(span.session, wanted)
+            for desk in (self.loads, self.prefills):  # it is not gone yet: nothing would seem to be missing
+                desk.planner.offer(span.session, wanted.tenant, wanted.kind, self.worker.clock.now)
 
     def _next(self, desk: Desk) -> Preload | None:
         decision = desk.planner.next(self.worker.clock.now)

@@ -75,11 +75,9 @@ class PrefillingWorker(SimWorker):
         here = min(self.gpu.match(path), preload.blocks)
         if here >= preload.blocks:
             return False
-        upto = self._step_end(here, preload.blocks)
         self.gpu.hold(path, here)
-        try:
-            self.gpu.reserve(upto - here, Demand(preload.tenant, True, self.clock.now, worth=preload.worth))
-        except PoolFull:
+        upto = self._room_for(preload, here)
+        if upto <= here:
             self.gpu.release(path, here)
             return False
         seconds = self.machine.prefill_s(here * block, upto * block)
@@ -108,9 +106,20 @@ class PrefillingWorker(SimWorker):
         self.clock.after(seconds, done)
         return True
 
-    def _step_end(self, here: int, blocks: int) -> int:
-        """A step, or as many as end before anything else happens."""
-        block, seconds = self.machine.block_tokens, max(STEP_S, self.quiet.quiet_s // STEP_S * STEP_S)
+    def _room_for(self, preload: Preload, here: int) -> int:
+        """Reserve for as many steps as end before anything else happens, or for one; returns where they end."""
+        demand = Demand(preload.tenant, True, self.clock.now, worth=preload.worth)
+        for seconds in (max(STEP_S, self.quiet.quiet_s // STEP_S * STEP_S), STEP_S):
+            upto = self._step_end(here, preload.blocks, seconds)
+            try:
+                self.gpu.reserve(upto - here, demand)
+            except PoolFull:
+                continue
+            return upto
+        return here
+
+    def _step_end(self, here: int, blocks: int, seconds: float) -> int:
+        block = self.machine.block_tokens
         if self.machine.prefill_s(here * block, blocks * block) <= seconds:
             return blocks
         return min(blocks, max(self.machine.prefill_end(here * block, seconds) // block, here + 1))

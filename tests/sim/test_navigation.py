@@ -136,15 +136,19 @@ def test_openings_worth_the_same_do_not_keep_the_planner_busy(monkeypatch: pytes
     assert max(served[100.0].ttft_s, served[101.0].ttft_s) < BLOCK_S
 
 
-def test_what_another_tenant_displaced_is_ready_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_tenant_displaced_is_brought_back_as_far_as_the_own_share_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 20 displaced blocks, with no host, the 10 that the tenant's past gives way to are there for the question."""
     _, served = serve(
         monkeypatch,
         "kvprefetch",
         WARM_UP,
         visit("f", 100.0, [(0, 50)], dwell=20.0),
-        visit("g", 90.0, [(5000, 70)], tenant="bob", session="t", dwell=0.01),
+        visit("g", 90.0, [(5000, 60)], tenant="bob", session="t", dwell=0.01),
+        host_tokens=0,
     )
-    assert served[100.0].ttft_s < 10 * BLOCK_S
+    assert served[100.0].ttft_s == pytest.approx(10 * BLOCK_S, abs=2 * BLOCK_S)
 
 
 def test_the_same_seed_gives_the_same_report(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ def test_both_pools_keep_the_same_blocks(seed: int) -> None:
                 if not speculative:
                     pool.touch(path, blocks, tenant, f"s{step % 5}", now)
             pool.release(path, here)
+            if step % 3 == 0:  # used again, by nobody who holds it
+                pool.touch(path, pool.match(path), tenant, "again", now)
         assert len(full) in (0, 2)
         _hold_or_release(pools, held, path, random)
         assert state(pools[0]) == state(pools[1])
