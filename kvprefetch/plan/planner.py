@@ -96,6 +96,10 @@ class Planner:
             self._known.popitem(last=False)
         heapq.heappush(self._asleep, (now, candidate.number, candidate))
 
+    def knows(self, session: str) -> bool:
+        """Whether it is a candidate already."""
+        return session in self._known
+
     def withdraw(self, session: str) -> None:
         """Its request has come, or it is over."""
         self._known.pop(session, None)

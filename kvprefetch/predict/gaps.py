@@ -11,7 +11,7 @@ holding its context for some time τ pays, per second (DESIGN §7.3; the form is
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
@@ -21,12 +21,6 @@ _FIRST, _RATIO, _COUNT = 0.25, 2**0.5, 46  # 0.25 s … 1.5 million s
 EDGES = tuple([0.0] + [_FIRST * _RATIO**k for k in range(_COUNT)])
 BINS = len(EDGES) - 1
 WIDTHS = tuple(high - low for low, high in pairwise(EDGES))
-_PRIOR = 6.0  # gaps' worth of the more general cell
-_MEMORY = 4000.0  # gaps a bin remembers: beyond that, old ones fade (drift)
-_REFRESH = 0.03  # a cell's table is made anew when its gaps have grown by this share
-
-Levels = tuple[Hashable, ...]
-"""Cells of a gap, the most general first."""
 
 
 def bin_of(age: float) -> int:
@@ -34,145 +28,171 @@ def bin_of(age: float) -> int:
     return min(bisect_right(EDGES, max(age, 0.0)) - 1, BINS - 1)
 
 
-@dataclass(slots=True)
-class Cell:
-    """What is known of one kind of gap: per bin, gaps that ended in it and gaps that outlived it."""
+_PRIOR = 25.0  # gaps' worth of the more general cell
+_EVENTS = 8.0  # ends of gaps' worth of it
+_STRETCHES = (0, *(bin_of(s) for s in (2.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0)), BINS)
+_MEMORY = 4000.0  # gaps a bin remembers: beyond that, old ones fade (drift)
+_REFRESH = 0.03  # a cell's table is made anew when its gaps have grown by this share
+_UNKNOWN = (0.05,) * BINS  # a gap lasts some twenty bins, for want of any knowledge
 
+Levels = tuple[Hashable, ...]
+"""Cells of a gap, the most general first."""
+
+
+@dataclass(slots=True, eq=False)
+class Cell:
+    """What is known of one kind of gap: per bin, gaps that ended in it and gaps that outlived it. About 4 KB."""
+
+    above: "Cell | None"
     ended: list[float] = field(default_factory=lambda: [0.0] * BINS)
     outlived: list[float] = field(default_factory=lambda: [0.0] * BINS)
     gaps: float = 0.0  # that ended
     seen: float = 0.0  # events since the start, for refreshing
     fresh_at: float = -1.0  # `seen` when the table was made
+    version: int = 0  # of the table
+    above_version: int = 0  # of the table above that it was made with
     hazard: list[float] = field(default_factory=list)
-    index: list[float] = field(default_factory=list)
-    hold: list[float] = field(default_factory=list)  # the τ that gives each bin's index, from the bin's beginning
     survival: list[float] = field(default_factory=list)  # S at each edge
+    best: dict[int, tuple[float, float]] = field(default_factory=dict)  # by bin: index, and the τ that gives it
 
-    def fade(self, k: int) -> None:
+    def note_outlived(self, k: int) -> None:
+        """A gap has passed bin `k`."""
+        self.outlived[k] += 1
+        self.seen += 1
+        self._fade(k)
+
+    def note_ended(self, k: int) -> None:
+        """A gap has ended in bin `k`."""
+        self.ended[k] += 1
+        self.gaps += 1
+        self.seen += 1
+        self._fade(k)
+
+    def _fade(self, k: int) -> None:
         """Halve a bin that is full: what is newer weighs more."""
         if self.ended[k] + self.outlived[k] > _MEMORY:
             self.ended[k] /= 2
             self.outlived[k] /= 2
 
+    def refresh(self) -> "Cell":
+        """Hazard and survival from the counts and from the cell above, where either has learnt enough since."""
+        above = self.above.refresh() if self.above else None
+        is_stale = self.seen > self.fresh_at * (1 + _REFRESH)
+        if not is_stale and (above is None or above.version == self.above_version):
+            return self
+        self.fresh_at, self.version = self.seen, self.version + 1
+        self.above_version = above.version if above else 0
+        prior, weight = (self._scaled(above.hazard), _PRIOR) if above else (_UNKNOWN, 1.0)
+        self.hazard = [
+            (ended + weight * p) / (ended + outlived + weight)
+            for ended, outlived, p in zip(self.ended, self.outlived, prior, strict=True)
+        ]
+        self.survival = [1.0]
+        for h in self.hazard:
+            self.survival.append(self.survival[-1] * (1 - h))
+        self.best = {}
+        return self
 
-class GapModel:
-    """Cells by name; bounded by `max_cells`, beyond which new kinds of gaps fall to their general cell.
+    def _scaled(self, hazard: Sequence[float]) -> list[float]:
+        """The hazard above, times what this cell saw of what was to be expected by it, a stretch of ages at a time."""
+        scaled: list[float] = []
+        for first, end in pairwise(_STRETCHES):
+            expected = ended = _EVENTS
+            for k in range(first, end):
+                ended += self.ended[k]
+                expected += (self.ended[k] + self.outlived[k]) * hazard[k]
+            ratio = ended / expected
+            scaled += [min(hazard[k] * ratio, 0.95) for k in range(first, end)]
+        return scaled
 
-    A cell takes about 6 KB.
-    """
+    def best_from(self, k: int) -> tuple[float, float]:
+        """The index of a gap at the beginning of bin `k`, and the τ that gives it."""
+        best = self.best.get(k)
+        if best is None:
+            best = self.best[k] = _best_rate(self.hazard, k)
+        return best
 
-    def __init__(self, max_cells: int = 4096) -> None:
-        self.cells: dict[Hashable, Cell] = {}
-        self.max_cells = max_cells
-
-    def outlived(self, levels: Levels, k: int) -> None:
-        """An open gap has passed bin `k`."""
-        for cell in self._cells(levels):
-            cell.outlived[k] += 1
-            cell.seen += 1
-            cell.fade(k)
-
-    def ended(self, levels: Levels, age: float) -> None:
-        """A gap ended at `age`; the bins before it were reported as outlived."""
-        k = bin_of(age)
-        for cell in self._cells(levels):
-            cell.ended[k] += 1
-            cell.gaps += 1
-            cell.seen += 1
-            cell.fade(k)
-
-    def gaps(self, levels: Levels) -> float:
-        """How many gaps of the most specific known kind have ended."""
-        cell = self.cells.get(levels[-1])
-        return cell.gaps if cell else 0.0
-
-    def index(self, levels: Levels, age: float) -> float:
+    def index(self, age: float) -> float:
         """The index of an open gap of `age`, per second, between the bins by log age."""
-        cell = self._table(levels)
+        self.refresh()
         k = bin_of(age)
+        here = self.best_from(k)[0]
         if k == 0 or k == BINS - 1:
-            return cell.index[k]
+            return here
         share = log(age / EDGES[k]) / log(EDGES[k + 1] / EDGES[k])
-        return cell.index[k] * (1 - share) + cell.index[k + 1] * share
+        return here * (1 - share) + self.best_from(k + 1)[0] * share
 
-    def hold(self, levels: Levels, age: float) -> float:
+    def hold(self, age: float) -> float:
         """For how many seconds from `age` holding pays at the index; not less than to the end of the bin."""
         k = bin_of(age)
-        return max(EDGES[k] + self._table(levels).hold[k], EDGES[k + 1]) - age
+        return max(EDGES[k] + self.refresh().best_from(k)[1], EDGES[k + 1]) - age
 
-    def within(self, levels: Levels, age: float, horizon: float) -> float:
+    def within(self, age: float, horizon: float) -> float:
         """P(the gap ends within `horizon` s | it has lasted `age`)."""
-        cell = self._table(levels)
-        here = _survival(cell.survival, age)
-        return 1 - _survival(cell.survival, age + horizon) / here if here > 0 else 0.0
+        self.refresh()
+        here = _survival(self.survival, age)
+        return 1 - _survival(self.survival, age + horizon) / here if here > 0 else 0.0
 
-    def residency(self, levels: Levels, age: float, horizon: float) -> float:
+    def residency(self, age: float, horizon: float) -> float:
         """E[min(time to the gap's end, horizon)] given that it has lasted `age`."""
-        cell = self._table(levels)
-        here = _survival(cell.survival, age)
+        self.refresh()
+        here = _survival(self.survival, age)
         if here <= 0:
             return 0.0
         total, at, s = 0.0, age, here
         for edge in (*EDGES[bisect_right(EDGES, age) :], age + horizon):
             end = min(edge, age + horizon)
-            s_end = _survival(cell.survival, end)
+            s_end = _survival(self.survival, end)
             total += (s + s_end) / 2 * (end - at)
             at, s = end, s_end
             if end >= age + horizon:
                 break
         return total / here
 
-    def quantile(self, levels: Levels, age: float, share: float) -> float:
+    def quantile(self, age: float, share: float) -> float:
         """Seconds from `age` within which the gap ends with probability `share`; inf if it may never."""
-        cell = self._table(levels)
-        goal = _survival(cell.survival, age) * (1 - share)
-        k = max(bisect_right(EDGES, age), bisect_left(cell.survival, -goal, key=neg))
+        self.refresh()
+        goal = _survival(self.survival, age) * (1 - share)
+        k = max(bisect_right(EDGES, age), bisect_left(self.survival, -goal, key=neg))
         return EDGES[k] - age if k < len(EDGES) else float("inf")
 
-    # -- within ----------------------------------------------------------------------------------------
-    def _cells(self, levels: Levels) -> list[Cell]:
-        found = []
-        for name in levels:
-            cell = self.cells.get(name)
-            if cell is None and len(self.cells) < self.max_cells:
-                cell = self.cells[name] = Cell()
-            if cell is not None:
-                found.append(cell)
-        return found
 
-    def _table(self, levels: Levels) -> Cell:
-        """The most specific known cell, its table made anew where it has learnt enough since."""
+class GapModel:
+    """Cells by name; bounded by `max_cells`, beyond which new kinds of gaps fall to their general cell."""
+
+    def __init__(self, max_cells: int = 4096) -> None:
+        self.cells: dict[Hashable, Cell] = {}
+        self.max_cells = max_cells
+
+    def cell(self, levels: Levels) -> Cell:
+        """The most specific cell that there is room for; the others are above it."""
         above: Cell | None = None
         for name in levels:
             cell = self.cells.get(name)
             if cell is None:
-                continue
-            if cell.seen > cell.fresh_at * (1 + _REFRESH) or cell.fresh_at < 0:
-                _refresh(cell, above)
+                if above is not None and len(self.cells) >= self.max_cells:
+                    return above
+                cell = self.cells[name] = Cell(above)
             above = cell
-        if above is None:
-            above = self.cells.setdefault(levels[0], Cell())
-            _refresh(above, None)
+        assert above is not None
         return above
 
+    def outlived(self, cell: Cell, k: int) -> None:
+        """An open gap has passed bin `k`."""
+        for one in _upwards(cell):
+            one.note_outlived(k)
 
-def _refresh(cell: Cell, above: Cell | None) -> None:
-    """Hazards, survival and indices from the counts. O(bins²)."""
-    cell.fresh_at = cell.seen
-    hazard = []
-    for k in range(BINS):
-        n = cell.ended[k] + cell.outlived[k]
-        prior = above.hazard[k] if above else 0.05  # a gap lasts some twenty bins, for want of any knowledge
-        weight = _PRIOR if above else 1.0
-        hazard.append((cell.ended[k] + weight * prior) / (n + weight))
-    cell.hazard = hazard
-    survival = [1.0]
-    for h in hazard:
-        survival.append(survival[-1] * (1 - h))
-    cell.survival = survival
-    best = [_best_rate(hazard, k) for k in range(BINS)]
-    cell.index = [rate for rate, _ in best]
-    cell.hold = [tau for _, tau in best]
+    def ended(self, cell: Cell, age: float) -> None:
+        """A gap ended at `age`; the bins before it were reported as outlived."""
+        k = bin_of(age)
+        for one in _upwards(cell):
+            one.note_ended(k)
+
+
+def _upwards(cell: Cell | None) -> Iterator[Cell]:
+    while cell is not None:
+        yield cell
+        cell = cell.above
 
 
 def _best_rate(hazard: Sequence[float], start: int) -> tuple[float, float]:

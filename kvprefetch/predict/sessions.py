@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf, log, log2
 
-from kvprefetch.predict.gaps import BINS, EDGES, GapModel, Levels
+from kvprefetch.predict.gaps import BINS, EDGES, Cell, GapModel, Levels
 from kvprefetch.predict.outlook import Outlook
 from kvprefetch.predict.rates import Shares
 
@@ -26,7 +26,7 @@ class Gap:
     """An open gap: counted from `since`, it has outlived all bins before `bin`."""
 
     session: str
-    levels: Levels
+    cell: Cell
     since: float
     bin: int = 0
     is_open: bool = True
@@ -77,7 +77,7 @@ class Sessions:
         for gap in (quiet.turn, quiet.signal):
             if gap is not None:
                 gap.is_open = False
-                self.gaps.ended(gap.levels, now - gap.since)
+                self.gaps.ended(gap.cell, now - gap.since)
         quiet.turn = quiet.signal = None
 
     def turn_ended(self, session: str, tenant: str, now: float, kind: str = "", tokens: int = 0) -> None:
@@ -110,7 +110,7 @@ class Sessions:
             return
         if quiet.signal is not None:
             quiet.signal.is_open = False
-        soon = self.gaps.within(quiet.turn.levels, now - quiet.turn_at, _SOON_S)
+        soon = quiet.turn.cell.within(now - quiet.turn_at, _SOON_S)
         odds = round(log2(max(soon, 1e-6) / max(1 - soon, 1e-6)))
         quiet.signal = self._open(
             session, (("signal", kind), ("signal", kind, odds), ("signal", kind, odds, tenant)), now
@@ -131,7 +131,7 @@ class Sessions:
             return 0.0
         if quiet.turn is None:
             return float("inf")
-        return max(self.gaps.index(gap.levels, max(now - gap.since, 0.0)) for gap in _gaps(quiet))
+        return max(gap.cell.index(max(now - gap.since, 0.0)) for gap in _gaps(quiet))
 
     def is_current(self, session: str, last_used: float) -> bool:
         """Whether what was last used then belongs to the session's latest turn, and not to a branch it has left."""
@@ -159,12 +159,12 @@ class Sessions:
         gap = quiet.latest if quiet else None
         if gap is None:
             return Outlook(0.0, 0.0, 0.0, 0.0, 0.0)
-        age, levels, gaps = max(now - gap.since, 0.0), gap.levels, self.gaps
-        hold = gaps.hold(levels, age)
+        age, cell = max(now - gap.since, 0.0), gap.cell
+        hold = cell.hold(age)
         return Outlook(
-            within=gaps.within(levels, age, hold),
-            before_ready=gaps.within(levels, age, min(work_s, hold)),
-            residency=gaps.residency(levels, age, hold),
+            within=cell.within(age, hold),
+            before_ready=cell.within(age, min(work_s, hold)),
+            residency=cell.residency(age, hold),
             hold_s=hold,
             index=self.index(session, now),
         )
@@ -173,7 +173,7 @@ class Sessions:
         """How many gaps of this kind were seen to end."""
         quiet = self.known.get(session)
         gap = quiet.latest if quiet else None
-        return self.gaps.gaps(gap.levels) if gap else 0.0
+        return gap.cell.gaps if gap else 0.0
 
     # -- within ----------------------------------------------------------------------------------------
     def _know(self, session: str, tenant: str) -> Quiet:
@@ -186,7 +186,7 @@ class Sessions:
         return quiet
 
     def _open(self, session: str, levels: Levels, now: float) -> Gap:
-        gap = Gap(session, levels, now)
+        gap = Gap(session, self.gaps.cell(levels), now)
         self._cross(gap)
         return gap
 
@@ -210,7 +210,7 @@ class Sessions:
             _, _, gap = heapq.heappop(self._crossings)
             if not gap.is_open:
                 continue
-            self.gaps.outlived(gap.levels, gap.bin)
+            self.gaps.outlived(gap.cell, gap.bin)
             gap.bin += 1
             if gap.session in self.known:
                 self._cross(gap)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from kvprefetch.predict import experts
-from kvprefetch.predict.gaps import GapModel, bin_of
+from kvprefetch.predict.gaps import Cell, GapModel, bin_of
 from kvprefetch.predict.memory import Session, Tenant
 from kvprefetch.predict.mixture import Mixture, Opinions, softmax
 from kvprefetch.predict.names import LONGEST, short
@@ -116,7 +116,7 @@ class Which:
         if known is None:
             return 0.0
         seconds = max(0.0, seconds)  # also for NaN
-        return self.gaps.within(_gap_levels(known), max(self._sound(now) - known.at, 0.0), seconds)
+        return self._gaps(known).within(max(self._sound(now) - known.at, 0.0), seconds)
 
     def kind_of(self, session: str, tenant: str) -> str:
         """The kind of the session's latest event; "" for an unknown one."""
@@ -163,15 +163,18 @@ class Which:
         return said
 
     def _quantiles(self, session: Session, age: float) -> tuple[float, float, float]:
-        levels = _gap_levels(session)
-        low, middle, high = (self.gaps.quantile(levels, age, share) for share in (0.1, 0.5, 0.9))
+        cell = self._gaps(session)
+        low, middle, high = (cell.quantile(age, share) for share in (0.1, 0.5, 0.9))
         return low, middle, high
 
     def _gap_ended(self, session: Session, gap: float) -> None:
-        levels = _gap_levels(session)
+        cell = self._gaps(session)
         for k in range(bin_of(gap)):
-            self.gaps.outlived(levels, k)
-        self.gaps.ended(levels, gap)
+            self.gaps.outlived(cell, k)
+        self.gaps.ended(cell, gap)
+
+    def _gaps(self, session: Session) -> Cell:
+        return self.gaps.cell(("use", ("use", session.kind)))
 
     def _known(self, session: str, tenant: str) -> Session | None:
         memory = self.tenants.get(short(tenant))
@@ -197,7 +200,3 @@ class Which:
 def _levels(claimed: float, kind: str, tenant: str) -> tuple[Hashable, ...]:
     step = min(int(claimed * _STEPS), _STEPS - 1)
     return ("claim", step), ("claim", step, kind), ("claim", step, kind, tenant)
-
-
-def _gap_levels(session: Session) -> tuple[Hashable, ...]:
-    return "use", ("use", session.kind)

@@ -42,8 +42,9 @@ class ByIndex(Reactive):
 class Planned(ByIndex):
     """And contexts are brought back where the planner finds that it pays."""
 
-    def __init__(self, per_useful: float) -> None:
+    def __init__(self, per_useful: float, infers: bool) -> None:
         super().__init__()
+        self.infers = infers  # acts without explicit signals, too
         self.rates = Rates()
         self.trials = Trials()
         self.planner = Planner(self._assess, Budget(per_useful))
@@ -117,7 +118,9 @@ class Planned(ByIndex):
 
     def _displaced(self, span: Span, count: int) -> None:
         now = self.worker.clock.now
-        if self.sessions.is_current(span.session, span.last_used):
+        if not self.sessions.is_current(span.session, span.last_used):
+            return
+        if self.infers or self.planner.knows(span.session):
             self.planner.offer(span.session, span.tenant, "return", now)
 
     def _assess(self, candidate: Candidate, now: float) -> Job:

@@ -62,11 +62,11 @@ def test_trials_shares_and_gaps_go_on_where_they_were() -> None:
         trials.propose(f"s{i % 4}", "opened", "t", 0.3, 1, float(i), i + 3.0)
         trials.used(f"s{i % 3}", 1.0, i + 0.5)
         shares.learn(("a", ("a", i % 2)), i % 2)
-        gaps.ended(("use",), float(i))
+        gaps.ended(gaps.cell(("use",)), float(i))
     one, other, third = load(dump([trials, shares, gaps]), list)
     assert one.calibrated("opened", "t", 0.3, 1) == trials.calibrated("opened", "t", 0.3, 1)
     assert other.mean(("a", ("a", 1))) == shares.mean(("a", ("a", 1)))
-    assert third.quantile(("use",), 3.0, 0.5) == gaps.quantile(("use",), 3.0, 0.5)
+    assert third.cell(("use",)).quantile(3.0, 0.5) == gaps.cell(("use",)).quantile(3.0, 0.5)
     for model in (trials, one):
         model.propose("s9", "opened", "t", 0.3, 1, 50.0, 51.0)
         model.advance(60.0)
