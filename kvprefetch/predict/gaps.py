@@ -123,9 +123,12 @@ class Cell:
         return here * (1 - share) + self.best_from(k + 1)[0] * share
 
     def hold(self, age: float) -> float:
-        """For how many seconds from `age` holding pays at the index; not less than to the end of the bin."""
+        """For how many seconds from `age` holding pays at the index; not less than to the end of the bin.
+
+        0 beyond the last edge, where nothing is known.
+        """
         k = bin_of(age)
-        return max(EDGES[k] + self.refresh().best_from(k)[1], EDGES[k + 1]) - age
+        return max(0.0, max(EDGES[k] + self.refresh().best_from(k)[1], EDGES[k + 1]) - age)
 
     def within(self, age: float, horizon: float) -> float:
         """P(the gap ends within `horizon` s | it has lasted `age`)."""
@@ -137,7 +140,7 @@ class Cell:
         """E[min(time to the gap's end, horizon)] given that it has lasted `age`."""
         self.refresh()
         here = _survival(self.survival, age)
-        if here <= 0:
+        if not (here > 0 and horizon > 0):
             return 0.0
         total, at, s = 0.0, age, here
         for edge in (*EDGES[bisect_right(EDGES, age) :], age + horizon):
