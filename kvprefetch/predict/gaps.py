@@ -32,7 +32,7 @@ _PRIOR = 25.0  # gaps' worth of the more general cell
 _EVENTS = 8.0  # ends of gaps' worth of it
 _STRETCHES = (0, *(bin_of(s) for s in (2.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0)), BINS)
 _MEMORY = 4000.0  # gaps a bin remembers: beyond that, old ones fade (drift)
-_REFRESH = 0.03  # a cell's table is made anew when its gaps have grown by this share
+_REFRESH = 0.03  # a cell's table is made anew when this share of what it remembers is new
 _UNKNOWN = (0.05,) * BINS  # a gap lasts some twenty bins, for want of any knowledge
 
 Levels = tuple[Hashable, ...]
@@ -77,7 +77,7 @@ class Cell:
     def refresh(self) -> "Cell":
         """Hazard and survival from the counts and from the cell above, where either has learnt enough since."""
         above = self.above.refresh() if self.above else None
-        is_stale = self.seen > self.fresh_at * (1 + _REFRESH)
+        is_stale = self.seen > self.fresh_at + _REFRESH * min(self.fresh_at, _MEMORY * BINS)
         if not is_stale and (above is None or above.version == self.above_version):
             return self
         self.fresh_at, self.version = self.seen, self.version + 1
