@@ -41,6 +41,7 @@ class Quiet:
     tokens: int = 0  # of its latest prompt
     longest: float = 0.0  # of its gaps so far, older ones faded
     turn_at: float = 0.0  # when its last turn ended
+    is_running: bool = False  # a request of it is being served
     turn: Gap | None = None
     signal: Gap | None = None
 
@@ -74,17 +75,17 @@ class Sessions:
             quiet.longest = max(quiet.longest * _FORGET, now - quiet.turn_at)
             if kept is not None:
                 self.kept_shares.learn(_kept_levels(quiet, now), min(max(kept, 0.0), 1.0))
-        for gap in (quiet.turn, quiet.signal):
-            if gap is not None:
-                gap.is_open = False
-                self.gaps.ended(gap.cell, now - gap.since)
-        quiet.turn = quiet.signal = None
+        for gap in _gaps(quiet):
+            self.gaps.ended(gap.cell, now - gap.since)
+        self._close(quiet)
+        quiet.is_running = True
 
     def turn_ended(self, session: str, tenant: str, now: float, kind: str = "", tokens: int = 0) -> None:
         """Its answer is complete. `kind`: what it ended with, such as "tool_use"; `tokens` of its prompt."""
         now = self._advance(now)
         quiet = self._know(session, tenant)
         self._close(quiet)
+        quiet.is_running = False
         longest, size = int(log(quiet.longest + 1)), tokens // _STEP
         grown = max(tokens - quiet.tokens, 0).bit_length()
         quiet.turn_at, quiet.tokens = now, tokens
@@ -106,12 +107,14 @@ class Sessions:
         """
         now = self._advance(now)
         quiet = self._know(session, tenant)
-        if quiet.turn is None:
+        if quiet.is_running:
             return
         if quiet.signal is not None:
             quiet.signal.is_open = False
-        soon = quiet.turn.cell.within(now - quiet.turn_at, _SOON_S)
-        odds = round(log2(max(soon, 1e-6) / max(1 - soon, 1e-6)))
+        odds = None  # nothing is known of a session that had no turn yet
+        if quiet.turn is not None:
+            soon = quiet.turn.cell.within(now - quiet.turn_at, _SOON_S)
+            odds = round(log2(max(soon, 1e-6) / max(1 - soon, 1e-6)))
         quiet.signal = self._open(
             session, (("signal", kind), ("signal", kind, odds), ("signal", kind, odds, tenant)), now
         )
@@ -129,9 +132,13 @@ class Sessions:
         quiet = self.known.get(session)
         if quiet is None:
             return 0.0
-        if quiet.turn is None:
-            return float("inf")
+        if quiet.is_running:
+            return inf
         return max(gap.cell.index(max(now - gap.since, 0.0)) for gap in _gaps(quiet))
+
+    def unknown_index(self, age: float) -> float:
+        """The same for a context of nobody in particular, last used `age` s ago."""
+        return self.gaps.cell(("turn",)).index(max(age, 0.0))
 
     def is_current(self, session: str, last_used: float) -> bool:
         """Whether what was last used then belongs to the session's latest turn, and not to a branch it has left."""
@@ -153,14 +160,17 @@ class Sessions:
         quiet = self.known.get(session)
         return self.kept_shares.mean(_kept_levels(quiet, now)) if quiet else 0.0
 
-    def outlook(self, session: str, now: float, work_s: float) -> Outlook:
-        """When its next request comes, as a job of `work_s` seconds needs to know it."""
+    def outlook(self, session: str, now: float, work_s: float, hold_s: float | None = None) -> Outlook:
+        """When its next request comes, as a job of `work_s` seconds needs to know it.
+
+        It is held for `hold_s`, or for as long as holding it pays best.
+        """
         quiet = self.known.get(session)
         gap = quiet.latest if quiet else None
         if gap is None:
             return Outlook(0.0, 0.0, 0.0, 0.0, 0.0)
         age, cell = max(now - gap.since, 0.0), gap.cell
-        hold = cell.hold(age)
+        hold = cell.hold(age) if hold_s is None else hold_s
         return Outlook(
             within=cell.within(age, hold),
             before_ready=cell.within(age, min(work_s, hold)),
@@ -181,7 +191,8 @@ class Sessions:
         if quiet is None:
             quiet = self.known[session] = Quiet(session, tenant)
             if len(self.known) > self.max_sessions:
-                self.known.popitem(last=False)
+                _, forgotten = self.known.popitem(last=False)
+                self._close(forgotten)
         self.known.move_to_end(session)
         return quiet
 
@@ -212,8 +223,7 @@ class Sessions:
                 continue
             self.gaps.outlived(gap.cell, gap.bin)
             gap.bin += 1
-            if gap.session in self.known:
-                self._cross(gap)
+            self._cross(gap)
         return now
 
 
