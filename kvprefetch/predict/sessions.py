@@ -211,6 +211,9 @@ class Sessions:
         """Be woken when the open gap has outlived its bin."""
         if gap.bin < BINS - 1:
             heapq.heappush(self._crossings, (gap.since + EDGES[gap.bin + 1], next(self._order), gap))
+            if len(self._crossings) > 4 * len(self.known) + 64:  # most are of gaps that are closed
+                self._crossings = [crossing for crossing in self._crossings if crossing[2].is_open]
+                heapq.heapify(self._crossings)
 
     def _advance(self, now: float) -> float:
         """Count what open gaps have outlived until `now`; a clock that jumps back stands still here."""
