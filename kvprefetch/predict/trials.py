@@ -56,7 +56,10 @@ class Trials:
             self._learn(before, 0.0)
         claimed = _sound(claimed)
         trial = self.open[session] = Trial(session, _levels(kind, tenant, claimed, idle), claimed)
-        heapq.heappush(self._due, (until, next(self._order), trial))
+        heapq.heappush(self._due, (until if until > now else now, next(self._order), trial))  # NaN: now
+        if len(self._due) > 2 * len(self.open) + 64:  # most are closed
+            self._due = [due for due in self._due if self.open.get(due[2].session) is due[2]]
+            heapq.heapify(self._due)
         self.advance(now)
 
     def used(self, session: str, share: float, now: float) -> None:
@@ -65,6 +68,10 @@ class Trials:
         trial = self.open.pop(session, None)
         if trial is not None:
             self._learn(trial, share)
+
+    def withdraw(self, session: str) -> None:
+        """Its proposal was taken back: nothing is learnt from it."""
+        self.open.pop(session, None)
 
     def advance(self, now: float) -> None:
         """Close what is overdue."""
