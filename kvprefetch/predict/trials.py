@@ -63,11 +63,11 @@ class Trials:
         self.advance(now)
 
     def used(self, session: str, share: float, now: float) -> None:
-        """The session's request has come, and begins with this share of its context."""
+        """The session's request has come, and begins with this share of its context. NaN counts as 0."""
         self.advance(now)
         trial = self.open.pop(session, None)
         if trial is not None:
-            self._learn(trial, share)
+            self._learn(trial, min(max(0.0, share), 1.0))
 
     def withdraw(self, session: str) -> None:
         """Its proposal was taken back: nothing is learnt from it."""
