@@ -5,6 +5,7 @@ Bayes, as in `predict/gaps.py`), so a new tenant starts from what is common and 
 """
 
 from collections.abc import Hashable, Sequence
+from math import isfinite
 
 _MEMORY = 500.0  # outcomes that a cell remembers
 
@@ -17,12 +18,14 @@ class Shares:
         self.cells: dict[Hashable, list[float]] = {}  # [sum, outcomes]
 
     def learn(self, levels: Sequence[Hashable], share: float, weight: float = 1.0) -> None:
-        """An outcome; `levels` from the most general cell to the most specific."""
+        """An outcome; `levels` from the most general cell to the most specific. What is no number teaches nothing."""
+        if not (isfinite(share) and isfinite(weight)):
+            return
         for name in levels:
             cell = self.cells.get(name)
             if cell is None:
                 if len(self.cells) >= self.max_cells:
-                    return
+                    continue
                 cell = self.cells[name] = [0.0, 0.0]
             cell[0] += share * weight
             cell[1] += weight
