@@ -1,6 +1,7 @@
 """How fast this machine is: learnt from its real work, never assumed."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 _MEMORY = 0.98  # what a measurement's weight is after the next one
 
@@ -16,7 +17,9 @@ class Line:
     yt: float = 0.0
 
     def learn(self, x: float, y: float, seconds: float) -> None:
-        """One measurement."""
+        """One measurement. One that cannot be, of NaN or less than no seconds or work, teaches nothing."""
+        if not (0 <= seconds < inf and 0 <= x < inf and 0 <= y < inf):
+            return
         for name, value in (("xx", x * x), ("xy", x * y), ("yy", y * y), ("xt", x * seconds), ("yt", y * seconds)):
             setattr(self, name, getattr(self, name) * _MEMORY + value)
 
