@@ -8,7 +8,10 @@ _MEMORY = 0.98  # what a measurement's weight is after the next one
 
 @dataclass
 class Line:
-    """seconds = a·x + b·y, by least squares over the recent past; with one kind of work seen, through the origin."""
+    """seconds = a·x + b·y, by least squares over the recent past, neither less than 0.
+
+    Until several kinds of work were seen, all goes by x.
+    """
 
     xx: float = 0.0
     xy: float = 0.0
@@ -33,7 +36,9 @@ class Line:
             b = (self.yt * self.xx - self.xt * self.xy) / det
             if a >= 0 and b >= 0:
                 return a * x + b * y
-        return max(self.xt / self.xx * x, 0.0)
+            if a < 0:
+                return self.yt / self.yy * y
+        return self.xt / self.xx * x
 
 
 @dataclass
