@@ -45,6 +45,9 @@ class SpeculationSettings:
     step_s: float = 0.02  # estimated work of a step that cannot be abandoned (on CUDA)
     hold_s: float = 300.0  # how long an unused preload keeps its place
     signal_probability: float = 0.5  # prior of a context that a signal names
+    per_useful: float = 3.0  # tokens computed ahead per useful one, at most, for each kind of evidence
+    budget_tokens: float = 400_000.0  # that a kind of evidence may waste before it has a record
+    state_file: str = ""  # what was learnt is kept here from run to run; it names contexts, so keep it private
     max_pending: int = 1_024  # hints waiting; more are REJECTED
     max_open: int = 16_384  # hints waiting or on hold; more are REJECTED
     max_named: int = 1_024  # named contexts remembered

@@ -39,6 +39,9 @@ class Block:
     children: dict[BlockKey, "Block"] = field(default_factory=dict)
     speculative: bool = False  # no live request has used it yet
     hold_until: float = 0.0  # an unused speculative block keeps its place until then
+    session: str = ""  # that used it last, or for which it was preloaded
+    kind: str = ""  # the evidence on which it was preloaded: whose budget it may earn for
+    fading: float = 0.0  # index of an unused speculative block, per second of hold that is left
 
     @property
     def charge(self) -> Charge:

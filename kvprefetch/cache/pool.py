@@ -126,11 +126,12 @@ class BlockPool:
             else:
                 self._note_leaf(block)
 
-    def touch(self, blocks: Iterable[Block], now: float) -> int:
-        """A live request uses these; returns how many were speculative and unused until now."""
+    def touch(self, blocks: Iterable[Block], now: float, session: str = "") -> int:
+        """A live request of `session` uses these; returns how many were speculative and unused until now."""
         first_used = 0
         for block in blocks:
             block.last_used = max(block.last_used, now)
+            block.session = session
             if block.speculative:
                 first_used += 1
                 self._refund(block)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
+from math import inf
 
 from kvprefetch.plan.budget import Budget
 from kvprefetch.plan.value import Load, Value, value_of
@@ -39,6 +40,7 @@ class Candidate:
     tenant: str
     kind: str  # the evidence: a signal's name, "hint", or "return" where nothing but its record speaks for it
     number: int = 0
+    offered: int = 0  # among equals the newest goes first: it says most about what comes next
     proposed: bool = False  # the predictor keeps the record of what it proposed
     because: str = ""  # the last decision about it
 
@@ -81,7 +83,7 @@ class Planner:
     max_candidates: int = 100_000
     doze_s: float = 1.0
     _known: OrderedDict[str, Candidate] = field(default_factory=OrderedDict)
-    _awake: list[tuple[float, int, Candidate]] = field(default_factory=list)  # by −V per second of work
+    _awake: list[tuple[float, int, int, Candidate]] = field(default_factory=list)  # by −V per second of work
     _asleep: list[tuple[float, int, Candidate]] = field(default_factory=list)  # by when to look again
     _numbers: "count[int]" = field(default_factory=count)
 
@@ -89,7 +91,8 @@ class Planner:
         """There is new evidence that the session's context may be wanted, or it is not resident any more."""
         if kind == "return" and session in self._known:
             kind = self._known[session].kind  # what is known of it says more
-        candidate = Candidate(session, tenant, kind, next(self._numbers))
+        number = next(self._numbers)
+        candidate = Candidate(session, tenant, kind, number, number)
         self._known[session] = candidate
         self._known.move_to_end(session)
         if len(self._known) > self.max_candidates:
@@ -99,6 +102,11 @@ class Planner:
     def knows(self, session: str) -> bool:
         """Whether it is a candidate already."""
         return session in self._known
+
+    def because(self, session: str) -> str:
+        """The latest decision about a candidate; "" if there is none."""
+        candidate = self._known.get(session)
+        return candidate.because if candidate else ""
 
     def withdraw(self, session: str) -> None:
         """Its request has come, or it is over."""
@@ -110,6 +118,11 @@ class Planner:
             candidate.number = next(self._numbers)
             heapq.heappush(self._asleep, (now + max(seconds, self.doze_s), candidate.number, candidate))
 
+    @property
+    def wakes_at(self) -> float:
+        """When a candidate that sleeps is to be looked at again; inf: none."""
+        return self._asleep[0][0] if self._asleep else inf
+
     def next(self, now: float) -> Decision | None:
         """The best thing to do now, or None; unchanged until something happens, so it may be asked again."""
         while self._asleep and self._asleep[0][0] <= now:
@@ -117,11 +130,11 @@ class Planner:
             if self._is_live(candidate, number):
                 self._rank(candidate, now)
         while self._awake:
-            _, number, candidate = heapq.heappop(self._awake)
+            _, _, number, candidate = heapq.heappop(self._awake)
             if not self._is_live(candidate, number):
                 continue
             decision = self._rank(candidate, now)
-            if decision is not None and self._awake[0][2] is candidate:
+            if decision is not None and self._awake[0][3] is candidate:
                 return decision
         return None
 
@@ -144,5 +157,6 @@ class Planner:
             self.sleep(candidate, now, job.outlook.hold_s / 4)
             return None
         candidate.number = next(self._numbers)
-        heapq.heappush(self._awake, (-value.total / max(job.work_s, 1e-9), candidate.number, candidate))
+        worth = -value.total / max(job.work_s, 1e-9)
+        heapq.heappush(self._awake, (worth, -candidate.offered, candidate.number, candidate))
         return Decision(candidate, job, value)

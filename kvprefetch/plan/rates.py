@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from math import inf
+from math import inf
 
 _MEMORY = 0.98  # what a measurement's weight is after the next one
 
@@ -50,11 +51,13 @@ class Rates:
 
     def loaded(self, tokens: int, seconds: float) -> None:
         """A load of `tokens` took so long."""
-        self.loading.learn(tokens, 0.0, seconds)
+        if 0 < seconds < inf:
+            self.loading.learn(tokens, 0.0, seconds)
 
     def computed(self, start: int, end: int, seconds: float) -> None:
         """Prefill of positions `start`…`end` took so long."""
-        self.computing.learn(end - start, float(end * end - start * start) / 1e5, seconds)
+        if 0 < seconds < inf:
+            self.computing.learn(end - start, float(end * end - start * start) / 1e5, seconds)
 
     def load_s(self, tokens: int) -> float | None:
         """Seconds to load so many; None: never measured."""

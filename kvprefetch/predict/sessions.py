@@ -134,7 +134,7 @@ class Sessions:
             return 0.0
         if quiet.is_running:
             return inf
-        return max(gap.cell.index(max(now - gap.since, 0.0)) for gap in _gaps(quiet))
+        return max((gap.cell.index(max(now - gap.since, 0.0)) for gap in _gaps(quiet)), default=0.0)
 
     def unknown_index(self, age: float) -> float:
         """The same for a context of nobody in particular, last used `age` s ago."""

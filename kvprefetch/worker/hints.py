@@ -10,9 +10,10 @@ from kvprefetch.contexts import Context
 from kvprefetch.errors import Closed, InvalidRequest
 from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.settings import SpeculationSettings
+from kvprefetch.worker.foresight import NEXT_TURN
+from kvprefetch.worker.job import Job
 from kvprefetch.worker.loop import Worker
 from kvprefetch.worker.request import FinishReason, LiveRequest
-from kvprefetch.worker.speculation import Job
 
 _KINDS = 64  # of signals, counted apart; callers choose the words, so there must be an end
 
@@ -112,6 +113,8 @@ class Hints:
             self._count(kind)
             if kind == "session_ended":
                 self._end_session(session)
+            elif session:
+                self.worker.foresight.signalled(session, self.owner.tenant, self._known_kind(kind), self.worker.clock())
             for context in contexts:
                 self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=kind)
 
@@ -123,12 +126,12 @@ class Hints:
             return dict(self._signals)
 
     def foresee_next_turn(self, request: LiveRequest) -> None:
-        """The pause rule: what was said so far is what the session's next request starts with."""
+        """What was said so far is what the session's next request starts with: a candidate for the planner."""
         if request.context is None or request.stream.finish_reason is FinishReason.CANCELLED:
             return
         if self.settings.enabled:
             context = request.context.with_answer(request.stream.text)
-            self._issue(context, request.session, 1.0, 0.0, self.settings.hold_s, because="turn_finished")
+            self._issue(context, request.session, 1.0, 0.0, self.settings.hold_s, because=NEXT_TURN)
 
     # -- on the worker's thread ------------------------------------------------------------------------
     def _issue(
@@ -152,7 +155,7 @@ class Hints:
             hold_s=hold_s,
             because=because,
         )
-        job = Job(ticket, context, self.owner, resolved, is_next_turn=because == "turn_finished")
+        job = Job(ticket, context, self.owner, resolved, is_next_turn=because == NEXT_TURN)
         worker.speculator.add(job, now)
         if not self.settings.enabled:
             worker.speculator.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)
@@ -161,14 +164,18 @@ class Hints:
     def _count(self, kind: str) -> None:
         with self._lock:
             self._unread -= 1
-            known = kind in self._signals or len(self._signals) < _KINDS
-            self._signals[kind if known else "other"] += 1
+            self._signals[self._known_kind(kind)] += 1
+
+    def _known_kind(self, kind: str) -> str:
+        """The kind, or "other" where there are too many to tell apart."""
+        return kind if kind in self._signals or len(self._signals) < _KINDS else "other"
 
     def _end_session(self, session: str) -> None:
         worker, now = self.worker, self.worker.clock()
         for job in [j for j in worker.speculator.jobs if j.ticket.session == session]:
             worker.speculator.end(job, Result(Outcome.CANCELLED, 0, "the session ended"), now)
         worker.ledger.end_session(session)
+        worker.foresight.session_ended(session, now)
 
     def _cancel(self, handle: Prefetch) -> None:
         def cancel() -> None:

@@ -18,6 +18,7 @@ from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.errors import PoolFull, PoolTooSmall
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.slices import prefill_slices
+from kvprefetch.worker.foresight import Foresight
 from kvprefetch.worker.request import FinishReason, LiveRequest
 
 Finished = Callable[[LiveRequest], None]
@@ -26,8 +27,15 @@ Finished = Callable[[LiveRequest], None]
 class LiveQueue:
     """The requests of one loop. Used by the loop's thread alone."""
 
-    def __init__(self, engine: TransformersEngine, pool: BlockPool, ledger: Ledger, finished: Finished) -> None:
-        self.engine, self.pool, self.ledger, self.finished = engine, pool, ledger, finished
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        pool: BlockPool,
+        ledger: Ledger,
+        foresight: Foresight,
+        finished: Finished,
+    ) -> None:
+        self.engine, self.pool, self.ledger, self.foresight, self.finished = engine, pool, ledger, foresight, finished
         self.waiting: deque[LiveRequest] = deque()
         self.active: list[LiveRequest] = []
 
@@ -41,11 +49,14 @@ class LiveQueue:
         chosen = self._rows(now())
         if not chosen:
             return
+        began = now()
         logits = self.engine.forward([row for _, row in chosen], abandon)
         wanting = [request for request, row in chosen if row.wants_logits]
         for request, row in chosen:
             request.sequence.complete(row.end)
         tokens = self._draw(wanting, logits)
+        if len(chosen) == 1 and len(chosen[0][1].tokens) > 1:
+            self.foresight.rates.computed(chosen[0][1].start, chosen[0][1].end, now() - began)
         for request, token in zip(wanting, tokens, strict=True):
             reason = request.accept(token, now())
             if reason is not None:
@@ -88,13 +99,15 @@ class LiveQueue:
         capacity = len(request.prompt) + request.max_new - 1  # the last sampled token needs no KV
         sequence.open(capacity, Demand(request.tenant, speculative=False, now=now))
         self.ledger.note_lookup(sequence.keys, lookup, block)
+        self.foresight.requested(request.session, request.tenant, sequence.keys, now)
         request.stream.reused_tokens = sequence.computed
         self._count_use(request, now)
 
     def _count_use(self, request: LiveRequest, now: float) -> None:
         """Shared blocks that this request has come to hold are used from now on."""
         fresh = request.sequence.blocks[request.counted_shared : request.sequence.shared]
-        self.ledger.tokens_used += self.pool.touch(fresh, now) * self.engine.block_tokens
+        self.foresight.used(fresh)
+        self.ledger.tokens_used += self.pool.touch(fresh, now, request.session) * self.engine.block_tokens
         request.counted_shared = request.sequence.shared
 
     def _rows(self, now: float) -> list[tuple[LiveRequest, Row]]:
@@ -129,8 +142,10 @@ class LiveQueue:
     def _finish(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
         (self.active if request in self.active else self.waiting).remove(request)
         self._count_use(request, now)
-        self.pool.touch(request.sequence.blocks[: request.sequence.shared], now)
+        self.pool.touch(request.sequence.blocks[: request.sequence.shared], now, request.session)
         request.sequence.close()
+        if request.timing.first_token is not None:
+            self.foresight.turn_ended(request.session, request.tenant, reason.value, len(request.prompt), now)
         request.timing.finished = now
         stream = request.stream
         rest = request.text.flush()

@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TypeVar
 
 from kvprefetch.cache.block import Block
+from kvprefetch.cache.evict import by_index
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.engines.batch import Abandoned
 from kvprefetch.engines.engine import TransformersEngine
@@ -24,6 +26,7 @@ from kvprefetch.errors import Closed, WorkerFailed
 from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.settings import Settings
+from kvprefetch.worker.foresight import Foresight
 from kvprefetch.worker.live import Finished, LiveQueue
 from kvprefetch.worker.request import LiveRequest
 from kvprefetch.worker.speculation import Speculator
@@ -39,11 +42,15 @@ class Worker:
     def __init__(self, engine: TransformersEngine, settings: Settings, clock: Clock, finished: Finished) -> None:
         self.engine, self.clock = engine, clock
         self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
+        self.foresight = Foresight(self.pool, engine.block_tokens, settings.speculation)
+        self.pool.policy = by_index(self.foresight.index)
         self.pool.on_evict = self._note_evicted
         self.ledger = Ledger()
         self.renderer = Renderer(engine.loaded.tokenizer)
-        self.live = LiveQueue(engine, self.pool, self.ledger, finished)
-        self.speculator = Speculator(engine, self.renderer, self.pool, self.ledger, settings.speculation, self._aside)
+        self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, finished)
+        self.speculator = Speculator(
+            engine, self.renderer, self.pool, self.ledger, self.foresight, settings.speculation, self._aside
+        )
         self._helper = ThreadPoolExecutor(1, "kvprefetch-render")
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -128,9 +135,11 @@ class Worker:
 
     def _next_round(self) -> bool:
         """Run what was posted; wait if there is nothing else to do. False: closing."""
+        busy = self._inbox or self._closing or self.live
+        pause = 0.0 if busy else self._pause_s()
         with self._wake:
-            while not (self._inbox or self._closing or self.live or self._may_speculate()):
-                self._wake.wait()
+            if not (self._inbox or self._closing or self.live) and pause != 0:
+                self._wake.wait(pause)
             if self._closing:
                 return False
         self._run_posted()
@@ -140,8 +149,13 @@ class Worker:
         for _ in range(len(self._inbox)):  # what comes meanwhile waits for the next round
             self._inbox.popleft()()
 
-    def _may_speculate(self) -> bool:
-        return not self._announced and self.speculator.has_work()
+    def _pause_s(self) -> float | None:
+        """How long speculation has nothing to do; None: until something happens."""
+        if self._announced:
+            return None
+        now = self.clock()
+        wakes_at = self.speculator.wakes_at(now)
+        return None if wakes_at == inf else max(wakes_at - now, 0.0)
 
     def _aside(self, work: Callable[[], list[int]], done: Callable[[Future[list[int]]], None]) -> None:
         """Run `work` on the helper thread, then `done` on the loop's; neither, once closing."""
@@ -159,7 +173,7 @@ class Worker:
         try:
             if self.live:
                 self.live.step(self.clock, self._is_closing)
-            elif self._may_speculate():
+            elif not self._announced:
                 self.speculator.step(self.clock, self._is_urgent)
         except Abandoned:
             pass  # closing

@@ -8,42 +8,29 @@ at most the step under way.
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from math import inf
 
 from kvprefetch.cache.evict import Demand
-from kvprefetch.cache.keys import BlockKey, block_keys
+from kvprefetch.cache.keys import block_keys
 from kvprefetch.cache.pool import BlockPool
-from kvprefetch.cache.sequence import Owner, PagedSequence
-from kvprefetch.contexts import Context
+from kvprefetch.cache.sequence import PagedSequence
 from kvprefetch.engines.batch import Abandoned, Row
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
 from kvprefetch.errors import InvalidRequest, PoolError
 from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.ledger import Ledger
-from kvprefetch.plan.preload import Candidate, choose, expires_at
+from kvprefetch.plan.planner import Decision
+from kvprefetch.plan.preload import expires_at
 from kvprefetch.plan.slices import slice_end, speculative_chunk
 from kvprefetch.settings import SpeculationSettings
+from kvprefetch.worker.foresight import Foresight
+from kvprefetch.worker.job import Job
 
 log = logging.getLogger(__name__)
-Resolved = Callable[[Result], None]
 Tokens = list[int]
 Aside = Callable[[Callable[[], Tokens], Callable[["Future[Tokens]"], None]], None]
 """`(work, done)`: run `work` off the loop's thread, then `done` with its future on it."""
-
-
-@dataclass(eq=False)
-class Job(Candidate):
-    """A preload in work. `tokens` is None until its context is rendered."""
-
-    context: Context
-    owner: Owner
-    resolved: Resolved
-    is_next_turn: bool = False
-    tokens: Tokens | None = None
-    keys: list[BlockKey] = field(default_factory=list)
-    has_computed: bool = False  # some of its blocks were computed for it, not found
 
 
 class Speculator:
@@ -55,10 +42,11 @@ class Speculator:
         renderer: Renderer,
         pool: BlockPool,
         ledger: Ledger,
+        foresight: Foresight,
         settings: SpeculationSettings,
         aside: Aside,
     ) -> None:
-        self.engine, self.renderer, self.pool, self.ledger = engine, renderer, pool, ledger
+        self.engine, self.renderer, self.pool, self.ledger, self.foresight = engine, renderer, pool, ledger, foresight
         self.settings, self.aside = settings, aside
         self.jobs: list[Job] = []
         # On a CPU a forward stops at the next layer; on a GPU its kernels are queued and run on.
@@ -84,6 +72,7 @@ class Speculator:
         if job not in self.jobs:
             return
         self.jobs.remove(job)
+        self.foresight.drop(job, result.outcome)
         self.ledger.resolve(job.ticket, result, now, result.tokens // self.engine.block_tokens)
         job.resolved(result)
 
@@ -92,30 +81,50 @@ class Speculator:
         if now <= self._next_expiry:
             return
         for job in [j for j in self.jobs if expires_at(j.ticket) < now]:
-            self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), "its time has passed"), now)
+            self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), self._why_expired(job)), now)
         self._next_expiry = min((expires_at(job.ticket) for job in self.jobs), default=inf)
 
-    def has_work(self) -> bool:
-        """Whether `step` would do something."""
-        return any(self._is_ready(job) for job in self.jobs)
+    def wakes_at(self, now: float) -> float:
+        """When `step` will have something to do: `now`, later, or never (inf)."""
+        if self._to_render() is not None or self._next(now) is not None:
+            return now
+        return self.foresight.planner.wakes_at
 
     def step(self, clock: Callable[[], float], abandon: Callable[[], bool]) -> bool:
         """Do one bounded piece of work; False if there is none. Raises what the engine raises."""
         now = clock()
-        chosen = choose((job for job in self.jobs if self._is_ready(job)), now)
+        unrendered = self._to_render()
+        if unrendered is not None:
+            self._render(unrendered, clock)
+            return True
+        chosen = self._next(now)
         if chosen is None:
             return False
-        if chosen.tokens is None:
-            self._render(chosen, clock)
-            return True
-        self._compute(chosen, clock, abandon)
+        self._compute(*chosen, clock, abandon)
         self.ledger.seconds += clock() - now
         return True
 
     # -- within ----------------------------------------------------------------------------------------
-    def _is_ready(self, job: Job) -> bool:
-        """Messages are rendered one context at a time, elsewhere: a long text takes a second."""
-        return job.tokens is not None or bool(job.context.token_ids) or not self._is_rendering
+    def _to_render(self) -> Job | None:
+        """The likeliest job without tokens. Messages are rendered one context at a time: a long text takes a second."""
+        waiting = (job for job in self.jobs if job.tokens is None)
+        ready = (job for job in waiting if job.context.token_ids or not self._is_rendering)
+        return max(ready, key=lambda job: (job.ticket.probability, job.ticket.number), default=None)
+
+    def _next(self, now: float) -> tuple[Job, Decision] | None:
+        """What the planner wants; what it finds to be there already is done."""
+        chosen = self.foresight.next(now)
+        while self.foresight.warm:
+            job = self.foresight.warm.pop()
+            assert job.tokens is not None
+            self.pool.extend_hold(self.pool.match(job.keys), now + job.ticket.hold_s)
+            outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
+            self.end(job, Result(outcome, len(job.tokens)), now)
+        return chosen
+
+    def _why_expired(self, job: Job) -> str:
+        because = self.foresight.because(job)
+        return f"its time has passed; last valued at {because}" if because else "its time has passed"
 
     def _render(self, job: Job, clock: Callable[[], float]) -> None:
         if job.context.token_ids:
@@ -145,31 +154,33 @@ class Speculator:
         job.tokens = tokens[: len(tokens) // block * block]  # a partial block has no key and cannot be shared
         job.keys = block_keys(job.owner.root, job.tokens, block)
         self.ledger.start(job.ticket, job.keys, len(self.pool.match(job.keys)))
+        self.foresight.offer(job, now)
 
     def _resident_tokens(self, job: Job) -> int:
         return len(self.pool.match(job.keys)) * self.engine.block_tokens
 
-    def _compute(self, job: Job, clock: Callable[[], float], abandon: Callable[[], bool]) -> None:
+    def _compute(self, job: Job, decision: Decision, clock: Callable[[], float], abandon: Callable[[], bool]) -> None:
         now = clock()
         assert job.tokens is not None
         until = now + job.ticket.hold_s
         found = self.pool.match(job.keys)
-        if len(found) == len(job.keys):
-            self.pool.extend_hold(found, until)
-            outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
-            self.end(job, Result(outcome, len(job.tokens)), now)
-            return
         sequence = PagedSequence(self.pool, job.owner, job.tokens, self.engine.block_tokens, job.keys)
         start = len(found) * self.engine.block_tokens
         end = slice_end(start, len(job.tokens), self._chunk())
+        worth = decision.job.outlook.index
         try:
-            sequence.open(end, Demand(job.ticket.tenant, speculative=True, now=now))
+            sequence.open(end, Demand(job.ticket.tenant, speculative=True, now=now, worth=worth))
         except PoolError as error:
             self.pool.extend_hold(found, until)
             self.end(job, Result(Outcome.CLIPPED, start, str(error)), now)
             return
         try:
-            job.has_computed |= self._run(sequence, end, until, abandon)
+            if self._run(sequence, end, until, abandon):
+                job.has_computed = True
+                fresh = sequence.blocks[len(found) :]
+                for block in fresh:
+                    block.fading = worth / max(job.ticket.hold_s, 1e-9)
+                self.foresight.computed(job, fresh, start, end, clock() - now)
         except RuntimeError as error:  # what torch raises, out of memory included
             log.exception("a speculative forward failed")
             self.end(job, Result(Outcome.FAILED, start, f"the engine failed: {error}"), now)

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 
+from kvprefetch.cache.evict import by_index
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import Owner, PagedSequence
 from kvprefetch.contexts import Context, Sampling
@@ -17,9 +18,11 @@ from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Result
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.settings import Settings, SpeculationSettings
+from kvprefetch.worker.foresight import Foresight
+from kvprefetch.worker.job import Job
 from kvprefetch.worker.live import LiveQueue
 from kvprefetch.worker.request import Generation, LiveRequest, Timing
-from kvprefetch.worker.speculation import Job, Speculator
+from kvprefetch.worker.speculation import Speculator
 
 OWNER = Owner(b"root of the tests", "ann")
 
@@ -56,10 +59,12 @@ class Bench:
         self.engine, self.now = engine, 0.0
         self.pool, self.ledger = BlockPool(engine.pool.pages), Ledger()
         self.pool.on_evict = lambda block, rule: self.ledger.note_evicted(block.key)
-        self.live = LiveQueue(engine, self.pool, self.ledger, lambda request: None)
         renderer = Renderer(engine.loaded.tokenizer)
         settings = SpeculationSettings(max_pending=8)
-        self.speculator = Speculator(engine, renderer, self.pool, self.ledger, settings, at_once)
+        self.foresight = Foresight(self.pool, engine.block_tokens, settings)
+        self.pool.policy = by_index(self.foresight.index)
+        self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, lambda request: None)
+        self.speculator = Speculator(engine, renderer, self.pool, self.ledger, self.foresight, settings, at_once)
         self.results: list[Result] = []
 
     def clock(self) -> float:
