@@ -1,0 +1,195 @@
+"""What the worker foresees: who comes back, what each preload is worth, which block is wanted least.
+
+The worker tells what happens, and asks what to do next; `predict` and `plan` decide. Used by the loop's thread alone.
+Nothing here blocks, and nothing is raised. Times are of the worker's clock, in seconds.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import takewhile
+from math import exp
+
+from kvprefetch.cache.block import Block
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.cache.pool import BlockPool
+from kvprefetch.outcomes import Outcome
+from kvprefetch.plan.budget import Budget
+from kvprefetch.plan.planner import Action, Candidate, Decision, Planner
+from kvprefetch.plan.planner import Job as Work
+from kvprefetch.plan.preload import expires_at
+from kvprefetch.plan.rates import Rates
+from kvprefetch.plan.value import Load
+from kvprefetch.predict.outlook import Outlook
+from kvprefetch.predict.sessions import Sessions
+from kvprefetch.predict.trials import Trials
+from kvprefetch.settings import SpeculationSettings
+from kvprefetch.worker.job import Job
+
+NEXT_TURN = "turn_finished"
+"""The kind of evidence that a finished turn is."""
+_UNMEASURED = 1e-3  # s per token, until the first forward was measured
+_SOON_S = 10.0  # a context that is wanted at any moment is wanted in about so long
+_ARRIVALS_S = 60.0  # over which live arrivals are counted
+_LEFT = 1e-9  # index of a branch that its session has left
+_SESSIONS = 1_024  # whose latest prompt is remembered
+_NOTHING = Work(Action.NOTHING, 0, 0.0, 0.0, 0.0, Outlook(0.0, 0.0, 0.0, 0.0, 0.0))
+
+
+class Foresight:
+    """See the module's promises."""
+
+    def __init__(self, pool: BlockPool, block_tokens: int, settings: SpeculationSettings) -> None:
+        self.pool, self.block_tokens = pool, block_tokens
+        self.sessions, self.trials, self.rates = Sessions(), Trials(), Rates()
+        budget = Budget(settings.per_useful, settings.budget_tokens, 10 * settings.budget_tokens)
+        self.planner = Planner(self._assess, budget, max_candidates=settings.max_pending)
+        self.step_s = settings.step_s
+        self.jobs: dict[str, Job] = {}
+        self.warm: list[Job] = []  # found to have all their blocks resident
+        self._prompts: OrderedDict[str, list[BlockKey]] = OrderedDict()  # of each session's latest request
+        self._turns: dict[str, Job] = {}  # proposed next turns, by session
+        self._watched: dict[BlockKey, list[str]] = {}  # proposed contexts, by their last block
+        self._arrivals, self._arrived_at = 0.0, 0.0
+
+    # -- what happens ----------------------------------------------------------------------------------
+    def offer(self, job: Job, now: float) -> None:
+        """Its context is rendered: it may be worked on from now on."""
+        self.jobs[job.name] = job
+        self.planner.offer(job.name, job.ticket.tenant, job.ticket.because, now)
+
+    def drop(self, job: Job, outcome: Outcome) -> None:
+        """It is resolved. What came of its claim is still learnt, unless it was withdrawn."""
+        self.jobs.pop(job.name, None)
+        self.planner.withdraw(job.name)
+        if outcome in (Outcome.CANCELLED, Outcome.FAILED):
+            self.trials.withdraw(job.name)
+
+    def requested(self, session: str, tenant: str, keys: Sequence[BlockKey], now: float) -> None:
+        """A live request has been admitted."""
+        self._arrivals = self._arrivals * exp(-max(now - self._arrived_at, 0.0) / _ARRIVALS_S) + 1
+        self._arrived_at = now
+        self._judge(session, keys, now)
+        if not session:
+            return
+        before = self._prompts.pop(session, None)
+        kept = _common(before, keys) / len(before) if before else None
+        self._prompts[session] = list(keys)
+        if len(self._prompts) > _SESSIONS:
+            self._prompts.popitem(last=False)
+        self.sessions.requested(session, tenant, now, kept)
+
+    def turn_ended(self, session: str, tenant: str, kind: str, tokens: int, now: float) -> None:
+        """Its answer is complete; `kind` says what it ended with."""
+        if session:
+            self.sessions.turn_ended(session, tenant, now, kind, tokens)
+
+    def signalled(self, session: str, tenant: str, kind: str, now: float) -> None:
+        """Something was observed in the session."""
+        self.sessions.signalled(session, tenant, now, kind)
+
+    def session_ended(self, session: str, now: float) -> None:
+        """No request of it will come."""
+        self.sessions.ended(session, now)
+        self._prompts.pop(session, None)
+
+    def computed(self, job: Job, blocks: Sequence[Block], start: int, end: int, seconds: float) -> None:
+        """A speculative forward over positions `start`…`end` has published `blocks`."""
+        self.rates.computed(start, end, seconds)
+        for block in blocks:
+            block.session, block.kind = job.ticket.session, job.ticket.because
+        self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
+
+    def used(self, blocks: Sequence[Block]) -> None:
+        """A live request is about to use these for the first time: what was preloaded earns for its evidence."""
+        for block in blocks:
+            if block.speculative:
+                self.planner.budget.earn((block.kind, block.tenant), self.block_tokens)
+
+    # -- what to do ------------------------------------------------------------------------------------
+    def next(self, now: float) -> tuple[Job, Decision] | None:
+        """The preload to work on, and why; None: nothing is worth it now. Those that need no work are in `warm`."""
+        arrivals = self._arrivals * exp(-max(now - self._arrived_at, 0.0) / _ARRIVALS_S) / _ARRIVALS_S
+        self.planner.load = Load(arrivals, self.step_s, self._price(now))
+        decision = self.planner.next(now)
+        return (self.jobs[decision.candidate.session], decision) if decision else None
+
+    def because(self, job: Job) -> str:
+        """The planner's latest word on it."""
+        return self.planner.because(job.name)
+
+    def index(self, block: Block, now: float) -> float:
+        """How well it pays to hold the block, per second."""
+        if block.speculative:
+            return block.fading * max(block.hold_until - now, 0.0)
+        if self.sessions.is_current(block.session, block.last_used):
+            return self.sessions.index(block.session, now)
+        if self.sessions.is_quiet(block.session):
+            return _LEFT / (1 + max(now - block.last_used, 0.0))
+        return self.sessions.unknown_index(now - block.last_used)
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _judge(self, session: str, keys: Sequence[BlockKey], now: float) -> None:
+        """Which proposals has this request proved right?"""
+        turn = self._turns.pop(session, None)
+        if turn is not None:
+            self.trials.used(turn.name, _common(turn.keys, keys) / len(turn.keys), now)
+        for key in keys:
+            for name in self._watched.pop(key, ()):
+                self.trials.used(name, 1.0, now)
+        if len(self._watched) > 2 * len(self.trials.open) + 64:  # what nobody used in time
+            alive = {key: [n for n in names if n in self.trials.open] for key, names in self._watched.items()}
+            self._watched = {key: names for key, names in alive.items() if names}
+        if len(self._turns) > 2 * len(self.trials.open) + 64:
+            self._turns = {name: job for name, job in self._turns.items() if job.name in self.trials.open}
+
+    def _price(self, now: float) -> float:
+        """The index of the marginal block: nothing while pages are free, else of the leaf longest unheld."""
+        if self.pool.free_pages:
+            return 0.0
+        leaf = next(iter(self.pool.leaves.values()), None)
+        return self.index(leaf, now) if leaf else 0.0
+
+    def _assess(self, candidate: Candidate, now: float) -> Work:
+        job = self.jobs.get(candidate.session)
+        if job is None or job.tokens is None:
+            return _NOTHING
+        ready = len(self.pool.match(job.keys)) * self.block_tokens
+        tokens = len(job.tokens) - ready
+        if tokens <= 0:
+            self.warm.append(job)
+            return _NOTHING
+        measured = self.rates.prefill_s(ready, len(job.tokens))
+        work = tokens * _UNMEASURED if measured is None else measured
+        outlook, claimed = self._outlook(job, now, work)
+        share = self._calibrated(candidate, job, claimed, now)
+        hold = max(outlook.hold_s, 1e-9)
+        outlook = Outlook(outlook.within, outlook.before_ready, outlook.residency, hold, share / hold)
+        return Work(Action.PREFILL, tokens, work, work, share / max(outlook.within, 1e-9), outlook)
+
+    def _outlook(self, job: Job, now: float, work_s: float) -> tuple[Outlook, float]:
+        """When the context is used, and the share of it that will probably be."""
+        ticket = job.ticket
+        if job.is_next_turn:
+            outlook = self.sessions.outlook(ticket.session, now, work_s, ticket.hold_s)
+            return outlook, outlook.within * self.sessions.kept(ticket.session, now)
+        expected = max(ticket.expected_at - now, _SOON_S)
+        early = min(work_s / (2 * expected), 1.0)
+        hold = max(ticket.hold_s, 1e-9)
+        return Outlook(1.0, early, min(expected, hold), hold, 0.0), ticket.probability
+
+    def _calibrated(self, candidate: Candidate, job: Job, claimed: float, now: float) -> float:
+        ticket, idle = job.ticket, self.sessions.idle(job.ticket.session, now)
+        if not candidate.proposed:
+            candidate.proposed = True
+            until = expires_at(ticket)
+            self.trials.propose(job.name, ticket.because, ticket.tenant, claimed, idle, now, until)
+            if job.is_next_turn:
+                self._turns[ticket.session] = job
+            else:
+                self._watched.setdefault(job.keys[-1], []).append(job.name)
+        return self.trials.calibrated(ticket.because, ticket.tenant, claimed, idle)
+
+
+def _common(one: Sequence[BlockKey], other: Sequence[BlockKey]) -> int:
+    """Length of the common prefix."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
