@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from math import inf
-from math import inf
 
 _MEMORY = 0.98  # what a measurement's weight is after the next one
 
@@ -21,8 +20,8 @@ class Line:
     yt: float = 0.0
 
     def learn(self, x: float, y: float, seconds: float) -> None:
-        """One measurement. One that cannot be, of NaN or less than no seconds or work, teaches nothing."""
-        if not (0 <= seconds < inf and 0 <= x < inf and 0 <= y < inf):
+        """One measurement. One that cannot be, of no time or NaN or of negative work, teaches nothing."""
+        if not (0 < seconds < inf and 0 <= x < inf and 0 <= y < inf):
             return
         for name, value in (("xx", x * x), ("xy", x * y), ("yy", y * y), ("xt", x * seconds), ("yt", y * seconds)):
             setattr(self, name, getattr(self, name) * _MEMORY + value)
@@ -51,13 +50,11 @@ class Rates:
 
     def loaded(self, tokens: int, seconds: float) -> None:
         """A load of `tokens` took so long."""
-        if 0 < seconds < inf:
-            self.loading.learn(tokens, 0.0, seconds)
+        self.loading.learn(tokens, 0.0, seconds)
 
     def computed(self, start: int, end: int, seconds: float) -> None:
         """Prefill of positions `start`…`end` took so long."""
-        if 0 < seconds < inf:
-            self.computing.learn(end - start, float(end * end - start * start) / 1e5, seconds)
+        self.computing.learn(end - start, float(end * end - start * start) / 1e5, seconds)
 
     def load_s(self, tokens: int) -> float | None:
         """Seconds to load so many; None: never measured."""
