@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import isfinite
 
 
 @dataclass
@@ -9,9 +10,10 @@ class Budget:
     """Tokens that each account may still speculate on.
 
     An account starts with `start` tokens of credit. A token that was speculated on costs one, a token that a request
-    then used earns `per_useful`; so in the long run at most `per_useful` tokens move per useful one, whatever is
-    claimed. Credit is capped at `cap`, so that a good past does not pay for a bad present, and grows back by
-    `trickle` tokens per second up to `start`, so that a kind that has become good again can show it.
+    then used earns `per_useful`; so in the long run an account moves at most `per_useful` tokens per useful one,
+    whatever is claimed; beside them the start, the trickle, and what one job is larger than a quarter of the start.
+    Credit is capped at `cap`, so that a good past does not pay for a bad present, and grows back by `trickle` tokens
+    per second up to `start`, so that a kind that has become good again can show it.
     """
 
     per_useful: float = 1.4
@@ -25,6 +27,8 @@ class Budget:
     def left(self, account: Hashable, now: float) -> float:
         """Tokens it may speculate on now."""
         credit = self.credit.setdefault(account, self.start)
+        if not isfinite(now):
+            return credit
         since = now - self.refilled.setdefault(account, now)
         if since > 0:
             self.refilled[account] = now
@@ -43,7 +47,8 @@ class Budget:
     def allows(self, account: Hashable, tokens: int, share: float, now: float) -> bool:
         """Whether `tokens`, of which `share` will probably be used, may be speculated on.
 
-        What pays for itself needs only credit for the case that it fails; what does not lives on what is left over.
+        What pays for itself needs only credit for the case that it fails, of a large job for a part of it; what does
+        not pay for itself lives on what is left over.
         """
         left = self.left(account, now)
         loss = tokens * max(1 - self.per_useful * share, 0.0)
