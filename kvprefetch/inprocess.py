@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvprefetch.cache.keys import Namespace, Scope, root_key
@@ -18,6 +19,7 @@ from kvprefetch.tiers.device import pool_bytes
 from kvprefetch.worker.hints import Hints, Prefetch
 from kvprefetch.worker.loop import Worker
 from kvprefetch.worker.request import Generation, LiveRequest, Timing
+from kvprefetch.worker.state_file import restore, save
 
 if TYPE_CHECKING:
     from kvprefetch.worker.compact import Compaction
@@ -32,8 +34,12 @@ class Local:
         secret = settings.secret.encode() or secrets.token_bytes(32)
         namespace = Namespace(Scope.PRIVATE, settings.tenant)
         self._owner = Owner(root_key(secret, namespace, engine.fingerprint), settings.tenant)
-        self.worker = Worker(engine, settings, time.monotonic, lambda ended: self._hints.foresee_next_turn(ended))
+        self.worker = Worker(engine, settings, time.monotonic, lambda ended: self._hints.foresee(ended))
         self._hints = Hints(self.worker, settings.speculation, self._owner)
+        self._state = Path(settings.speculation.state_file) if settings.speculation.state_file else None
+        if self._state is not None:
+            state = self._state
+            self.worker.call(lambda: restore(self.worker.foresight, state))
 
     # -- contexts, hints, signals ----------------------------------------------------------------------
     def context(
@@ -159,6 +165,9 @@ class Local:
     def close(self) -> None:
         """End all requests and prefetches and the worker's thread. Calling it again does nothing."""
         self.worker.close()
+        if self._state is not None:
+            save(self.worker.foresight, self._state)
+            self._state = None
 
     def __enter__(self) -> "Local":
         return self

@@ -87,12 +87,15 @@ class Planner:
     _asleep: list[tuple[float, int, Candidate]] = field(default_factory=list)  # by when to look again
     _numbers: "count[int]" = field(default_factory=count)
 
-    def offer(self, session: str, tenant: str, kind: str, now: float) -> None:
-        """There is new evidence that the session's context may be wanted, or it is not resident any more."""
+    def offer(self, session: str, tenant: str, kind: str, now: float, order: int | None = None) -> None:
+        """There is new evidence that the session's context may be wanted, or it is not resident any more.
+
+        Of equal candidates the one of the highest `order` goes first; by default the one offered last.
+        """
         if kind == "return" and session in self._known:
             kind = self._known[session].kind  # what is known of it says more
         number = next(self._numbers)
-        candidate = Candidate(session, tenant, kind, number, number)
+        candidate = Candidate(session, tenant, kind, number, number if order is None else order)
         self._known[session] = candidate
         self._known.move_to_end(session)
         if len(self._known) > self.max_candidates:

@@ -126,6 +126,12 @@ class Sessions:
         if quiet is not None:
             self._close(quiet)
 
+    def resumed(self) -> None:
+        """Another run goes on with what was learnt: its clock is another, and nobody is known to be quiet."""
+        self.known.clear()
+        self._crossings.clear()
+        self.now = 0.0
+
     # -- outlook ---------------------------------------------------------------------------------------
     def index(self, session: str, now: float) -> float:
         """The rate, per second, at which holding the session's context pays; inf while a request runs; 0 unknown."""

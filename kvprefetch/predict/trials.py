@@ -73,6 +73,11 @@ class Trials:
         """Its proposal was taken back: nothing is learnt from it."""
         self.open.pop(session, None)
 
+    def resumed(self) -> None:
+        """Another run goes on with what was learnt: no proposal is open."""
+        self.open.clear()
+        self._due.clear()
+
     def advance(self, now: float) -> None:
         """Close what is overdue."""
         while self._due and self._due[0][0] < now:

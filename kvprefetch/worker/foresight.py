@@ -12,6 +12,7 @@ from math import exp
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.errors import StateError
 from kvprefetch.outcomes import Outcome
 from kvprefetch.plan.budget import Budget
 from kvprefetch.plan.planner import Action, Candidate, Decision, Planner
@@ -20,10 +21,13 @@ from kvprefetch.plan.preload import expires_at
 from kvprefetch.plan.rates import Rates
 from kvprefetch.plan.value import Load
 from kvprefetch.predict.outlook import Outlook
+from kvprefetch.predict.saved import dump, load
 from kvprefetch.predict.sessions import Sessions
 from kvprefetch.predict.trials import Trials
+from kvprefetch.predict.which import Which
 from kvprefetch.settings import SpeculationSettings
 from kvprefetch.worker.job import Job
+from kvprefetch.worker.library import Library
 
 NEXT_TURN = "turn_finished"
 """The kind of evidence that a finished turn is."""
@@ -44,6 +48,7 @@ class Foresight:
         budget = Budget(settings.per_useful, settings.budget_tokens, 10 * settings.budget_tokens)
         self.planner = Planner(self._assess, budget, max_candidates=settings.max_pending)
         self.step_s = settings.step_s
+        self.library = Library(settings.max_named)
         self.jobs: dict[str, Job] = {}
         self.warm: list[Job] = []  # found to have all their blocks resident
         self._prompts: OrderedDict[str, list[BlockKey]] = OrderedDict()  # of each session's latest request
@@ -55,7 +60,9 @@ class Foresight:
     def offer(self, job: Job, now: float) -> None:
         """Its context is rendered: it may be worked on from now on."""
         self.jobs[job.name] = job
-        self.planner.offer(job.name, job.ticket.tenant, job.ticket.because, now)
+        self.library.add(job)
+        ticket = job.ticket
+        self.planner.offer(job.name, ticket.tenant, ticket.because, now, order=ticket.number)
 
     def drop(self, job: Job, outcome: Outcome) -> None:
         """It is resolved. What came of its claim is still learnt, unless it was withdrawn."""
@@ -71,6 +78,7 @@ class Foresight:
         self._judge(session, keys, now)
         if not session:
             return
+        self.library.used(session, tenant, keys, now)
         before = self._prompts.pop(session, None)
         kept = _common(before, keys) / len(before) if before else None
         self._prompts[session] = list(keys)
@@ -83,9 +91,10 @@ class Foresight:
         if session:
             self.sessions.turn_ended(session, tenant, now, kind, tokens)
 
-    def signalled(self, session: str, tenant: str, kind: str, now: float) -> None:
-        """Something was observed in the session."""
+    def signalled(self, session: str, tenant: str, kind: str, about: str, now: float) -> None:
+        """Something was observed in the session; `about` the name of a context, where it names one."""
         self.sessions.signalled(session, tenant, now, kind)
+        self.library.signalled(session, tenant, kind, about, now)
 
     def session_ended(self, session: str, now: float) -> None:
         """No request of it will come."""
@@ -104,6 +113,20 @@ class Foresight:
         for block in blocks:
             if block.speculative:
                 self.planner.budget.earn((block.kind, block.tenant), self.block_tokens)
+
+    # -- what is kept from run to run ------------------------------------------------------------------
+    def saved(self) -> bytes:
+        """What was learnt, for `restore`. Raises StateError."""
+        return dump([self.sessions, self.trials, self.library.which])
+
+    def restore(self, data: bytes) -> None:
+        """Go on with what another run has learnt; its open gaps and proposals are forgotten. Raises StateError."""
+        state = load(data, list)
+        if [type(part) for part in state] != [Sessions, Trials, Which]:
+            raise StateError("this is the state of something else")
+        self.sessions, self.trials, self.library.which = state
+        self.sessions.resumed()
+        self.trials.resumed()
 
     # -- what to do ------------------------------------------------------------------------------------
     def next(self, now: float) -> tuple[Job, Decision] | None:
@@ -178,6 +201,8 @@ class Foresight:
         return Outlook(1.0, early, min(expected, hold), hold, 0.0), ticket.probability
 
     def _calibrated(self, candidate: Candidate, job: Job, claimed: float, now: float) -> float:
+        if claimed <= 0:
+            return 0.0
         ticket, idle = job.ticket, self.sessions.idle(job.ticket.session, now)
         if not candidate.proposed:
             candidate.proposed = True

@@ -12,6 +12,7 @@ from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.settings import SpeculationSettings
 from kvprefetch.worker.foresight import NEXT_TURN
 from kvprefetch.worker.job import Job
+from kvprefetch.worker.library import PREDICTED
 from kvprefetch.worker.loop import Worker
 from kvprefetch.worker.request import FinishReason, LiveRequest
 
@@ -114,7 +115,9 @@ class Hints:
             if kind == "session_ended":
                 self._end_session(session)
             elif session:
-                self.worker.foresight.signalled(session, self.owner.tenant, self._known_kind(kind), self.worker.clock())
+                about = next((context.name for context in contexts if context.name), "")
+                now = self.worker.clock()
+                self.worker.foresight.signalled(session, self.owner.tenant, self._known_kind(kind), about, now)
             for context in contexts:
                 self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=kind)
 
@@ -125,13 +128,23 @@ class Hints:
         with self._lock:
             return dict(self._signals)
 
-    def foresee_next_turn(self, request: LiveRequest) -> None:
-        """What was said so far is what the session's next request starts with: a candidate for the planner."""
-        if request.context is None or request.stream.finish_reason is FinishReason.CANCELLED:
+    def foresee(self, request: LiveRequest) -> None:
+        """A turn has ended: candidates for what comes next, which the planner weighs.
+
+        What was said so far is what the session's next request starts with, unless it turns to another context.
+        """
+        cut_off = request.stream.finish_reason is FinishReason.CANCELLED
+        if request.context is None or cut_off or not self.settings.enabled:
             return
-        if self.settings.enabled:
-            context = request.context.with_answer(request.stream.text)
-            self._issue(context, request.session, 1.0, 0.0, self.settings.hold_s, because=NEXT_TURN)
+        session, hold_s = request.session, self.settings.hold_s
+        context = request.context.with_answer(request.stream.text)
+        self._issue(context, session, 1.0, 0.0, hold_s, because=NEXT_TURN)
+        self._withdraw(
+            lambda job: job.ticket.because == PREDICTED and job.ticket.session == session, "newer predictions"
+        )
+        now = self.worker.clock()
+        for context, said in self.worker.foresight.library.next(session, self.owner.tenant, now):
+            self._issue(context, session, said.probability, 0.0, hold_s, because=PREDICTED)
 
     # -- on the worker's thread ------------------------------------------------------------------------
     def _issue(
@@ -172,10 +185,13 @@ class Hints:
 
     def _end_session(self, session: str) -> None:
         worker, now = self.worker, self.worker.clock()
-        for job in [j for j in worker.speculator.jobs if j.ticket.session == session]:
-            worker.speculator.end(job, Result(Outcome.CANCELLED, 0, "the session ended"), now)
+        self._withdraw(lambda job: job.ticket.session == session, "the session ended")
         worker.ledger.end_session(session)
         worker.foresight.session_ended(session, now)
+
+    def _withdraw(self, which: Callable[[Job], bool], reason: str) -> None:
+        for job in list(filter(which, self.worker.speculator.jobs)):
+            self.worker.speculator.end(job, Result(Outcome.CANCELLED, 0, reason), self.worker.clock())
 
     def _cancel(self, handle: Prefetch) -> None:
         def cancel() -> None:

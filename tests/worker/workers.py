@@ -55,12 +55,12 @@ def at_once(work: Callable[[], list[int]], done: Callable[[Future[list[int]]], N
 class Bench:
     """A live queue and a speculator on one pool, stepped by hand on a fake clock."""
 
-    def __init__(self, engine: TransformersEngine) -> None:
+    def __init__(self, engine: TransformersEngine, **speculation: object) -> None:
         self.engine, self.now = engine, 0.0
         self.pool, self.ledger = BlockPool(engine.pool.pages), Ledger()
         self.pool.on_evict = lambda block, rule: self.ledger.note_evicted(block.key)
         renderer = Renderer(engine.loaded.tokenizer)
-        settings = SpeculationSettings(max_pending=8)
+        settings = SpeculationSettings(**{"max_pending": 8, **speculation})  # type: ignore[arg-type]
         self.foresight = Foresight(self.pool, engine.block_tokens, settings)
         self.pool.policy = by_index(self.foresight.index)
         self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, lambda request: None)

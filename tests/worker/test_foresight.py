@@ -1,0 +1,143 @@
+"""The worker's loop asks the planner: what is worth it is done, what proved wrong is not, and it is remembered."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workers import Bench, local, text
+
+from kvprefetch.engines.engine import TransformersEngine
+from kvprefetch.inprocess import Local
+from kvprefetch.outcomes import Outcome, Use
+
+Open = Callable[..., TransformersEngine]
+RULES = [{"role": "system", "content": "Obey the rules of the house. " * 12}]
+MENU = [{"role": "system", "content": "Tonight there is soup, and fish. " * 12}]
+
+
+def ask(bench: Bench, session: str, prompt: list[int]) -> int:
+    """Tokens that its request found resident."""
+    request = bench.ask(prompt, 1)
+    request.session = session
+    bench.serve()
+    return request.stream.reused_tokens
+
+
+def settle(kv: Local) -> None:
+    """Wait until no preload is pending."""
+    deadline = time.monotonic() + 30
+    while kv.stats()["prefetch"]["pending"]:
+        assert time.monotonic() < deadline, "preloads do not settle"
+        time.sleep(0.005)
+
+
+def test_a_hint_that_nobody_believes_is_never_worked_on_and_says_so(open_tiny: Open) -> None:
+    bench = Bench(open_tiny())
+    bench.hint(text(1, 128), probability=0.0, hold_s=10)
+    bench.speculate_all()
+    assert not bench.results
+    bench.now = 11
+    bench.speculate_all()
+    assert bench.results[0].outcome is Outcome.EXPIRED
+    assert "V=" in bench.results[0].reason
+    assert bench.ledger.tokens_computed == 0
+
+
+def test_hints_that_are_always_wrong_lose_their_budget_whatever_they_claim(open_tiny: Open) -> None:
+    bench = Bench(open_tiny(), budget_tokens=4_000, per_useful=1.5)
+    for number in range(60):
+        bench.hint(text(number, 128), probability=1.0, hold_s=5)
+        bench.speculate_all()
+        bench.now += 6
+    assert 128 * 3 <= bench.ledger.tokens_computed <= 4_000
+    assert bench.results[-1].outcome is Outcome.EXPIRED
+
+
+def test_hints_that_come_true_keep_theirs(open_tiny: Open) -> None:
+    bench = Bench(open_tiny(pages=32), budget_tokens=2_000, per_useful=1.5)
+    for number in range(60):
+        job = bench.hint(text(number, 128), probability=1.0, hold_s=5)
+        bench.speculate_all()
+        assert ask(bench, "s", text(number, 128) + text(99, 5)) == 128
+        assert job.ticket.use is Use.USED
+        bench.now += 6
+
+
+def test_the_newest_of_equal_hints_goes_first(open_tiny: Open) -> None:
+    bench = Bench(open_tiny())
+    for number in (1, 2, 3):
+        bench.hint(text(number, 64))
+    for _ in range(4):  # three are rendered, one is worked on
+        bench.speculate()
+    assert len(bench.pool.resident) == 4
+    assert ask(bench, "", text(3, 64) + text(9, 5)) == 64
+
+
+def test_a_session_that_has_left_a_branch_loses_it_before_others_lose_theirs(open_tiny: Open) -> None:
+    bench = Bench(open_tiny(pages=24))
+    ask(bench, "ann", text(1, 96))
+    bench.now = 1
+    ask(bench, "bob", text(2, 96))
+    bench.now = 2
+    ask(bench, "bob", text(3, 96))
+    bench.now = 3
+    ask(bench, "eve", text(4, 160))
+    assert ask(bench, "ann", text(1, 96) + text(9, 5)) == 96
+    assert bench.pool.evicted
+
+
+def test_who_comes_back_every_time_is_kept_before_who_never_does(open_tiny: Open) -> None:
+    bench = Bench(open_tiny(pages=40))
+    for turn in range(40):  # regulars return after 60 s, strangers never
+        bench.now += 60
+        ask(bench, "regular", text(1, 64) + text(7, turn % 3 + 1))
+        for stranger in range(2):
+            bench.now += 1
+            ask(bench, f"stranger {turn} {stranger}", text(1_000 + 2 * turn + stranger, 250))
+    assert bench.pool.evictions > 100
+    assert ask(bench, "regular", text(1, 64) + text(9, 5)) == 64
+
+
+def test_a_context_that_always_follows_another_is_made_ready_before_it_is_opened(open_tiny: Open) -> None:
+    with local(open_tiny(pages=256)) as kv:
+        rules, menu = (kv.context(m, name=n) for m, n in ((RULES, "rules"), (MENU, "menu")))
+        question = {"role": "user", "content": "What must I know?"}
+        for day in range(8):
+            session = f"guest {day}"
+            for context, messages in ((rules, RULES), (menu, MENU)):
+                kv.signal("opened", session=session, contexts=[context])
+                settle(kv)
+                kv.generate([*messages, question], session=session, max_tokens=2, ignore_eos=True).result()
+            kv.signal("session_ended", session=session)
+        kv.clear()
+        kv.generate([*RULES, question], session="a new guest", max_tokens=2, ignore_eos=True).result()
+        settle(kv)
+        done = kv.generate([*MENU, question], session="a new guest", max_tokens=2, ignore_eos=True).result()
+        prefix = kv.worker.renderer.prefix(menu)
+        assert done.reused_tokens >= len(prefix) // 16 * 16 > 0
+
+
+def test_what_was_learnt_is_there_after_a_restart(open_tiny: Open, tmp_path: Path) -> None:
+    state = tmp_path / "learnt"
+    with local(open_tiny(), state_file=str(state)) as kv:
+        for _ in range(3):
+            kv.generate([*RULES], session="ann", max_tokens=1, ignore_eos=True).result()
+        learnt = kv.worker.foresight.sessions.gaps
+    assert state.stat().st_mode & 0o077 == 0
+    with local(open_tiny(), state_file=str(state)) as kv:
+        again = kv.worker.foresight.sessions.gaps
+        assert {name: cell.gaps for name, cell in again.cells.items()} == {n: c.gaps for n, c in learnt.cells.items()}
+        assert again.cells
+
+
+@pytest.mark.parametrize("broken", [b"", b"nonsense", b"kvprefetch-state 999 00000000 0\n"])
+def test_a_broken_state_begins_anew_and_says_so(
+    open_tiny: Open, tmp_path: Path, broken: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "learnt"
+    state.write_bytes(broken)
+    with local(open_tiny(), state_file=str(state)) as kv:
+        assert kv.generate(token_ids=text(1, 20), max_tokens=1, ignore_eos=True).result().tokens
+    assert "learning begins anew" in caplog.text
+    assert state.read_bytes().startswith(b"kvprefetch-state ")
