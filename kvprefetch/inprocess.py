@@ -224,6 +224,7 @@ class Local:
             "prefetch": self.worker.ledger.stats(),
             "lookups": self.worker.ledger.lookup_stats(),
             "signals": self._hints.signal_counts(),
+            "evidence": self.worker.foresight.stats(self.worker.clock()),
         }
 
 

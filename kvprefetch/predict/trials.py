@@ -47,6 +47,10 @@ class Trials:
         """How many trials of this kind are remembered."""
         return self.ratios.outcomes(("use", kind))
 
+    def ratio(self, kind: str) -> float:
+        """What came true of what was claimed with this kind of evidence, over all; 1 before anything is known."""
+        return self.ratios.mean((("use", kind),))
+
     def propose(
         self, session: str, kind: str, tenant: str, claimed: float, idle: int, now: float, until: float
     ) -> None:

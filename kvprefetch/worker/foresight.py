@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import takewhile
 from math import exp
+from typing import Any
 
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.keys import BlockKey
@@ -139,6 +140,21 @@ class Foresight:
     def because(self, job: Job) -> str:
         """The planner's latest word on it."""
         return self.planner.because(job.name)
+
+    def stats(self, now: float) -> dict[str, Any]:
+        """By kind of evidence: tokens that it may still speculate on, and its claims against what came true."""
+        budget: dict[str, float] = {}
+        for account in list(self.planner.budget.credit):
+            kind = str(account[0]) if isinstance(account, tuple) else ""
+            budget[kind] = budget.get(kind, 0.0) + self.planner.budget.left(account, now)
+        return {
+            kind: {
+                "budget_tokens": left,
+                "came_true_of_claimed": self.trials.ratio(kind),
+                "outcomes": self.trials.outcomes(kind),
+            }
+            for kind, left in sorted(budget.items())
+        }
 
     def index(self, block: Block, now: float) -> float:
         """How well it pays to hold the block, per second."""

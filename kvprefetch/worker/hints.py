@@ -49,6 +49,11 @@ class Prefetch:
         """Tokens that the request which used it found resident."""
         return self.job.ticket.used_tokens if self.job else 0
 
+    @property
+    def because(self) -> str:
+        """Why it was worked on: evidence, action and the terms of its value, in seconds of TTFT; "" if it was not."""
+        return self.job.why if self.job else ""
+
     def resolve(self, result: Result) -> None:
         """Called once, by the worker."""
         self._result = result
@@ -111,15 +116,15 @@ class Hints:
             self._unread += 1
 
         def read() -> None:
-            self._count(kind)
+            known = self._count(kind)
             if kind == "session_ended":
                 self._end_session(session)
             elif session:
                 about = next((context.name for context in contexts if context.name), "")
                 now = self.worker.clock()
-                self.worker.foresight.signalled(session, self.owner.tenant, self._known_kind(kind), about, now)
+                self.worker.foresight.signalled(session, self.owner.tenant, known, about, now)
             for context in contexts:
-                self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=kind)
+                self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=f"signal {known}")
 
         self.worker.post(read)
 
@@ -174,14 +179,13 @@ class Hints:
             worker.speculator.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)
         return job
 
-    def _count(self, kind: str) -> None:
+    def _count(self, kind: str) -> str:
+        """Note a signal; returns its kind, or "other" where there are too many kinds to tell apart."""
         with self._lock:
             self._unread -= 1
-            self._signals[self._known_kind(kind)] += 1
-
-    def _known_kind(self, kind: str) -> str:
-        """The kind, or "other" where there are too many to tell apart."""
-        return kind if kind in self._signals or len(self._signals) < _KINDS else "other"
+            known = kind if kind in self._signals or len(self._signals) < _KINDS else "other"
+            self._signals[known] += 1
+            return known
 
     def _end_session(self, session: str) -> None:
         worker, now = self.worker, self.worker.clock()

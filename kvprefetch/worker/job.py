@@ -24,6 +24,7 @@ class Job:
     tokens: list[int] | None = None
     keys: list[BlockKey] = field(default_factory=list)
     has_computed: bool = False  # some of its blocks were computed for it, not found
+    why: str = ""  # the planner's latest decision for it, with the terms of its value
 
     @property
     def name(self) -> str:

@@ -161,6 +161,7 @@ class Speculator:
 
     def _compute(self, job: Job, decision: Decision, clock: Callable[[], float], abandon: Callable[[], bool]) -> None:
         now = clock()
+        job.why = decision.because
         assert job.tokens is not None
         until = now + job.ticket.hold_s
         found = self.pool.match(job.keys)
