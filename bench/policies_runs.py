@@ -110,7 +110,7 @@ class Runner:
     """Runs tasks on so many processes, prints each as it ends, and keeps its row in `results`."""
 
     def __init__(self, processes: int, results: Results) -> None:
-        self.processes, self.results, self.began = processes, results, time.perf_counter()
+        self.processes, self.results, self.began = max(processes, 1), results, time.perf_counter()
         self.peak_rss_mib = 0.0  # of the largest process
         self._pool = multiprocessing.Pool(processes) if processes > 1 else None
 
@@ -187,7 +187,7 @@ def row_of(section: str, task: Task, report: Report) -> dict[str, Any]:
 
 
 _HEADER = (
-    f"{'trace':<32}{'policy':<20}{'seed':>4}{'GPU':>6}{'GB/s':>6}{'prec':>6}{'recall':>7}{'mean':>9}"
+    f"{'trace':<32}{'policy':<20}{'seed':>5}{'GPU':>8}{'GB/s':>6}{'prec':>6}{'recall':>7}{'mean':>9}"
     f"{'follow-up':>10}{'p99':>9}{'>5 min':>8}{'gpu':>7}{'moved':>7}{'wall':>6}"
 )
 
@@ -196,7 +196,7 @@ def _line(task: Task, row: dict[str, Any]) -> str:
     pool = f"{task.workers}×" if task.workers > 1 else ""
     pool += f"{row['gpu_tokens'] / 1e6:.2g}M"
     return (
-        f"{row['trace']:<32}{row['policy']:<20}{row['seed']:>4}{pool:>6}{row['reload_gbps']:>6.0f}"
+        f"{row['trace']:<32}{row['policy']:<20}{row['seed']:>5}{pool:>8}{row['reload_gbps']:>6.0f}"
         f"{row['precision']:>6.1f}{row['recall']:>7.1f}{row['ttft_mean_s']:>9.3f}{row['follow_up_p50_s']:>10.3f}"
         f"{row['follow_up_p99_s']:>9.3f}{row['return5_p50_s']:>8.3f}{row['gpu_share']:>7.1%}"
         f"{row['moved_per_useful']:>7.2f}{row['wall_s']:>6.1f}"
