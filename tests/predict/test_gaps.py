@@ -62,6 +62,16 @@ def test_the_index_rises_towards_the_time_of_the_return_and_falls_behind_it() ->
     assert cell.hold(4.5) == EDGES[bin_of(5.0) + 1] - 4.5
 
 
+def test_what_is_learnt_after_the_index_was_asked_for_shows_in_it() -> None:
+    gaps = GapModel()
+    cell = gaps.cell(("turn",))
+    before, hold = cell.index(4.0), cell.hold(4.0)
+    see(gaps, cell, 100.0, times=50)
+    assert cell.index(64.0) > cell.index(4.0)
+    assert cell.index(4.0) != before
+    assert cell.hold(4.0) != hold
+
+
 def test_the_index_moves_without_steps_between_the_bins() -> None:
     cell = learnt(*HALF_AT_FIVE)
     low, high = EDGES[10], EDGES[11]
@@ -108,6 +118,16 @@ def test_a_kind_never_seen_speaks_as_its_general_kind_and_soon_for_itself() -> N
     assert beliefs == sorted(beliefs, reverse=True)
     assert beliefs[-1] < 0.15
     assert general.within(0.0, 10.0) > 0.8, "of all gaps, most are still short ones"
+
+
+def test_a_kind_that_is_slower_by_little_soon_says_so() -> None:
+    """Not only how many gaps end in a stretch of ages is its own, but where in it they do."""
+    gaps = GapModel()
+    see(gaps, gaps.cell(("turn", "chat")), 3.0, times=500)
+    new = gaps.cell(("turn", "tool"))
+    see(gaps, new, 12.0, times=100)
+    assert new.within(0.0, 8.0) < 0.25
+    assert new.within(0.0, 16.0) > 0.9
 
 
 def test_what_a_specific_kind_learns_its_general_kind_learns_too() -> None:
