@@ -11,7 +11,7 @@ _MEMORY = 500.0  # outcomes that a cell remembers
 
 
 class Shares:
-    """Means in [0, 1] by cell; at most `max_cells`, beyond which a new kind falls to its general cell."""
+    """Means of shares or ratios by cell; at most `max_cells`, beyond which a new kind falls to its general cell."""
 
     def __init__(self, start: float, prior: float = 4.0, max_cells: int = 4096) -> None:
         self.start, self.prior, self.max_cells = start, prior, max_cells

@@ -1,7 +1,9 @@
 """Who comes back, and when: what each session did last, and the gap that is open since.
 
-State is bounded: `max_sessions` sessions, the longest idle forgotten first (their gaps stay counted as far as they were
-seen), about 400 bytes each; and the cells of `GapModel`. Numbers of gaps are shared between tenants, nothing else.
+State is bounded: `max_sessions` sessions of all tenants together, the longest idle forgotten first (their gaps stay
+counted as far as they were seen), some 450 bytes each, 750 with a signal; and the cells of `GapModel` and `Shares`. How
+often gaps end and how much is kept is shared between tenants, nothing else. A session's name says whose it is: two
+tenants must not use the same one.
 """
 
 import heapq

@@ -5,7 +5,7 @@ its session's next request comes or when it was foreseen to be there: the outcom
 used. Contexts proposed are those that were displaced, and of these fewer come back than of all; the record of trials
 knows that, a gap's hazard does not. What is learnt is the ratio of what came true to what was claimed, so that better
 claims stay better within a cell. Explicit hints go the same way: what a caller states is one more thing to
-calibrate. Memory: one open trial per session, and the cells of `Shares`.
+calibrate. Memory: one open trial per session until it is due, and the cells of `Shares`.
 """
 
 import heapq
@@ -39,12 +39,12 @@ class Trials:
     _order: "count[int]" = field(default_factory=count)
 
     def calibrated(self, kind: str, tenant: str, claimed: float, idle: int) -> float:
-        """The share that will probably be used of what is proposed with these claims. NaN claims count as 0."""
+        """The share that will probably be used of what is proposed with these claims. NaN counts as the least claim."""
         claimed = _sound(claimed)
         return min(claimed * self.ratios.mean(_levels(kind, tenant, claimed, idle)), 1.0)
 
     def outcomes(self, kind: str) -> float:
-        """How many trials of this kind are remembered."""
+        """How many uses were claimed, in all, by the trials of this kind that are remembered."""
         return self.ratios.outcomes(("use", kind))
 
     def ratio(self, kind: str) -> float:
