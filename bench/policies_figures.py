@@ -8,6 +8,7 @@ from statistics import median
 from policies_runs import NAVIGATION, REQUESTS, SESSIONS, Report, Runner, Task, gpu_share, machine_of, per_useful, stem
 
 from kvprefetch.sim.arrivals import Signals
+from kvprefetch.sim.machine import Machine
 
 NEEDED = ("reactive", "by-index", "belady", "kvprefetch-inferred", "kvprefetch", "kvprefetch:1.4", "oracle:5")
 FRONTIER = (*NEEDED, "kvprefetch:1.8", "gpu-lru", "ttl:300", "pause", "next-turn", "trigger")
@@ -108,29 +109,25 @@ def wasted(report: Report) -> float:
     return share(spent["gpu_seconds"] * useless, report["gpu_seconds"])
 
 
-def grid(runner: Runner, path: Path, seed: int, quick: bool) -> Figures:
-    """The worst that kvprefetch does to follow-ups, whatever the signals and the machine are."""
-    pools, links = (POOLS[:1], LINKS[-1:]) if quick else (POOLS, LINKS)
+def machines(quick: bool) -> list[Machine]:
+    """The machines of the grid."""
+    return [
+        machine_of(gpu, link) for gpu, link in product(POOLS[:1] if quick else POOLS, LINKS[-1:] if quick else LINKS)
+    ]
+
+
+def grid(runner: Runner, path: Path, seed: int, machine: Machine, quick: bool) -> Figures:
+    """The worst that kvprefetch does to follow-ups on this machine, whatever the signals are."""
     cells = list(product(QUICK_PRECISIONS, QUICK_RECALLS) if quick else product(PRECISIONS, RECALLS))
     silent = (1.0, 0.0)  # without recall there are no signals, whatever their precision
     cells = [cell for cell in cells if cell[1] > 0 or cell == silent]
-    tasks = []
-    for gpu, link in product(pools, links):
-        machine = machine_of(gpu, link)
-        tasks.append(Task(path, SESSIONS, "reactive", seed, machine))
-        for precision, recall in cells:
-            signals = Signals(recall=recall, precision=precision)
-            tasks.append(Task(path, SESSIONS, "kvprefetch", seed, machine, signals=signals))
-    reports = runner.run("grid", tasks)
-    lru = {task.machine: report for task, report in zip(tasks, reports, strict=True) if task.policy == "reactive"}
-    worst: Figures = {}
-    for task, report in zip(tasks, reports, strict=True):
-        for at in ("p50", "p99"):
-            before = lru[task.machine]["ttft_s"]["follow_up"][at]
-            ratio = report["ttft_s"]["follow_up"][at] / before if before else 1.0
-            if task.policy != "reactive":
-                worst[at] = max(worst.get(at, 0.0), ratio)
-    return {f"worst_follow_up_{at}_ratio": ratio for at, ratio in worst.items()}
+    tasks = [Task(path, SESSIONS, "reactive", seed, machine)]
+    tasks += [Task(path, SESSIONS, "kvprefetch", seed, machine, signals=Signals(r, p)) for p, r in cells]
+    lru, *ours = (report["ttft_s"]["follow_up"] for report in runner.run("grid", tasks))
+    return {
+        f"worst_follow_up_{at}_ratio": max(share(found[at], lru[at]) if lru[at] else 1.0 for found in ours)
+        for at in ("p50", "p99")
+    }
 
 
 def share(part: float, whole: float) -> float:

@@ -112,20 +112,22 @@ class Runner:
     def __init__(self, processes: int, results: Results) -> None:
         self.processes, self.results, self.began = max(processes, 1), results, time.perf_counter()
         self.peak_rss_mib = 0.0  # of the largest process
+        self._known: dict[Task, Report] = {}  # what two sections need is run once
         self._pool = multiprocessing.Pool(processes) if processes > 1 else None
 
     def run(self, section: str, tasks: Sequence[Task]) -> list[Report]:
         """The reports of `tasks`, in their order."""
         if tasks:
             print(f"\n{section}\n{_HEADER}")
-        reports = []
-        for task, report in zip(tasks, (self._pool.imap if self._pool else map)(run_task, tasks), strict=True):
+        fresh = [task for task in tasks if task not in self._known]
+        ran = (self._pool.imap if self._pool else map)(run_task, fresh)
+        for task in tasks:
+            report = self._known[task] = self._known.get(task) or next(ran)
             row = row_of(section, task, report)
             print(_line(task, row), flush=True)
             self.results.rows.append(row)
             self.peak_rss_mib = max(self.peak_rss_mib, report["peak_rss_mib"])
-            reports.append(report)
-        return reports
+        return [self._known[task] for task in tasks]
 
     def write(self, path: Path | None) -> None:
         """The results so far, where a file is wanted."""
