@@ -125,9 +125,9 @@ def test_a_kind_that_is_slower_by_little_soon_says_so() -> None:
     gaps = GapModel()
     see(gaps, gaps.cell(("turn", "chat")), 3.0, times=500)
     new = gaps.cell(("turn", "tool"))
-    see(gaps, new, 12.0, times=100)
-    assert new.within(0.0, 8.0) < 0.25
-    assert new.within(0.0, 16.0) > 0.9
+    see(gaps, new, 10.0, times=100)
+    assert new.within(0.0, 7.0) < 0.25
+    assert new.within(0.0, 12.0) > 0.85
 
 
 def test_what_a_specific_kind_learns_its_general_kind_learns_too() -> None:

@@ -110,6 +110,27 @@ def test_a_session_that_is_over_is_forgotten_and_counts_no_more() -> None:
     assert sum(sessions.gaps.cells["turn"].outlived) == counted == bin_of(1.0)
 
 
+def test_another_run_goes_on_with_what_was_learnt_on_a_clock_of_its_own() -> None:
+    sessions = Sessions()
+    rounds(sessions, 5.0)
+    sessions.turn_ended("s", "ann", sessions.now)
+    sessions.resumed()
+    assert sessions.now == 0.0
+    assert not sessions.is_quiet("s")
+    counted = list(sessions.gaps.cells["turn"].outlived)
+    sessions.requested("s", "ann", 1000.0)
+    assert sessions.gaps.cells["turn"].outlived == counted
+    sessions.turn_ended("s", "ann", 1001.0)
+    assert sessions.outlook("s", 1001.0, 1.0).within > 0.9
+
+
+def test_a_context_of_nobody_is_worth_what_most_are_at_its_age() -> None:
+    sessions = Sessions()
+    rounds(sessions, 5.0)
+    assert sessions.unknown_index(2.0) > 10 * sessions.unknown_index(60.0) > 0
+    assert sessions.unknown_index(-1.0) == sessions.unknown_index(0.0)
+
+
 # -- signals -----------------------------------------------------------------------------------------------
 def test_a_signal_raises_the_index_of_a_quiet_session() -> None:
     sessions = Sessions()

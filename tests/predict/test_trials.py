@@ -130,6 +130,19 @@ def test_a_request_counts_once_and_for_its_own_session() -> None:
     assert set(trials.open) == {"b"}
 
 
+def test_what_is_withdrawn_or_left_open_by_another_run_teaches_nothing() -> None:
+    trials = Trials()
+    trials.propose("a", "hint", "ann", 0.5, 1, 0.0, 10.0)
+    trials.propose("b", "hint", "ann", 0.5, 1, 0.0, 10.0)
+    trials.withdraw("a")
+    trials.withdraw("nobody")
+    trials.advance(5.0)
+    trials.resumed()
+    trials.advance(20.0)
+    assert (trials.outcomes("hint"), trials.open) == (0.0, {})
+    assert trials.ratio("hint") == 1.0
+
+
 @pytest.mark.parametrize(
     ("claimed", "taken"), [(2.0, 1.0), (-1.0, 0.02), (nan, 0.02), (inf, 0.02), (-inf, 0.02), (0.0, 0.02)]
 )
