@@ -1,7 +1,10 @@
 """kvprefetch's own policies, replayed: the worker's predictor, planner and eviction index on the virtual clock."""
 
+from math import inf
+
 from kvprefetch.cache.evict import by_index
-from kvprefetch.cache.spans import Span
+from kvprefetch.cache.guard import Guard, guarded
+from kvprefetch.cache.spans import Span, SpanPolicy
 from kvprefetch.plan.budget import Budget
 from kvprefetch.plan.planner import Action, Candidate, Decision, Job, Planner
 from kvprefetch.plan.rates import Rates
@@ -14,29 +17,53 @@ from kvprefetch.sim.worker import Live, Preload, SimWorker
 
 
 class ByIndex(Reactive):
-    """Reactive, with the GPU's victims chosen by the index (DESIGN §7.3)."""
+    """Reactive, with the GPU's victims chosen by the index (DESIGN §7.3), under guard (§7.4)."""
+
+    guard: Guard
 
     def __init__(self) -> None:
         self.sessions = Sessions()
         self.latest: dict[str, Request] = {}
-        self.gpu_policy = by_index(self._index)
+        self._worth: dict[str, tuple[float, float]] = {}  # by session: since when, its index; holds for one moment
+        self._worth_at = 0.0
+
+    def attach(self, worker: SimWorker) -> None:
+        """Know the pool."""
+        super().attach(worker)
+        index: SpanPolicy = by_index(self._index)
+        self.guard = Guard(worker.gpu.capacity, index)
+        worker.gpu.policy = guarded(index, self.guard)
 
     def arrived(self, live: Live) -> None:
         """Its gap has ended."""
         request, before = live.request, self.latest.get(live.request.session)
+        self.guard.requested(request.path, request.tenant, request.session, self.worker.clock.now)
         kept = shared_blocks(before.path, request.path) / max(before.blocks, 1) if before else None
         self.sessions.requested(request.session, request.tenant, self.worker.clock.now, kept)
+        self._worth.clear()
         self.latest[request.session] = request
 
     def ended(self, live: Live) -> None:
         """Its next gap begins."""
         request = live.request
+        self.guard.ended(request.path, request.tenant, request.session, self.worker.clock.now)
         self.sessions.turn_ended(request.session, request.tenant, self.worker.clock.now, request.stop, request.tokens)
+        self._worth.clear()
 
     def _index(self, span: Span, now: float) -> float:
-        if not self.sessions.is_current(span.session, span.last_used):
-            return 1e-9 / (1 + now - span.last_used)
-        return self.sessions.index(span.session, now)
+        """What is not its session's latest turn goes first, by age. Pools ask at the same moment about the same."""
+        if now != self._worth_at:
+            self._worth.clear()
+            self._worth_at = now
+        worth = self._worth.get(span.session)
+        if worth is None:
+            quiet = self.sessions.known.get(span.session)
+            if quiet is None or quiet.turn is None:
+                worth = inf, 0.0
+            else:
+                worth = quiet.turn_at, self.sessions.index(span.session, now)
+            self._worth[span.session] = worth
+        return worth[1] if span.last_used >= worth[0] else 1e-9 / (1 + now - span.last_used)
 
 
 class Planned(ByIndex):
@@ -73,6 +100,7 @@ class Planned(ByIndex):
         """The predictor learns of it, the planner weighs it."""
         now = self.worker.clock.now
         self.sessions.signalled(request.session, request.tenant, now, "signal")
+        self._worth.clear()
         self.planner.offer(request.session, request.tenant, "signal", now)
         self.worker.serve_link()
 

@@ -8,10 +8,12 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+from kvprefetch.cache.guard import Guard
 from kvprefetch.sim.arrivals import Signals, draw_signals
 from kvprefetch.sim.clock import VirtualClock
 from kvprefetch.sim.future import Future, reusable_blocks
 from kvprefetch.sim.machine import Machine
+from kvprefetch.sim.ours import ByIndex
 from kvprefetch.sim.policies import make_strategy
 from kvprefetch.sim.report import LONG_IDLE_S, Served, by_tenant, prefix_tokens, ttft
 from kvprefetch.sim.static import static_hits
@@ -106,9 +108,18 @@ class Replay:
             },
             "tenants": by_tenant(served, self.static),
             "evictions": sum(w.gpu.evictions for w in workers),
+            **_guard([w.strategy.guard for w in workers if isinstance(w.strategy, ByIndex)]),
             "gpu_seconds": sum(w.gpu_seconds for w in workers),
             "wall_s": wall_s,
         }
+
+
+def _guard(guards: list[Guard]) -> dict[str, Any]:
+    """How often the index was given up for LRU, and the share of requests that came under LRU."""
+    if not guards:
+        return {}
+    by_lru, requests = sum(g.requests_by_lru for g in guards), sum(g.requests for g in guards)
+    return {"guard": {"fallbacks": sum(g.fallbacks for g in guards), "share": by_lru / max(requests, 1)}}
 
 
 def _idle_before(trace: Trace) -> dict[tuple[str, float, int], float]:
