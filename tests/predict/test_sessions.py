@@ -243,6 +243,16 @@ def test_a_clock_that_stands_still_piles_nothing_up(now: float) -> None:
     assert len(sessions._crossings) <= 4 + 64
 
 
+def test_open_gaps_go_on_while_closed_ones_are_swept_away() -> None:
+    sessions = Sessions()
+    sessions.turn_ended("quiet", "ann", 5.0)
+    for _ in range(200):
+        sessions.turn_ended("s", "ann", 5.0)
+    sessions.ended("s", 5.0)
+    sessions.requested("quiet", "ann", 105.0)
+    assert sessions.gaps.cells["turn"].outlived == [float(k < bin_of(100.0)) for k in range(BINS)]
+
+
 NAMES = st.sampled_from("stuv")
 TIMES = st.sampled_from([nan, inf, -inf, -5.0, 0.0, 1e300]) | st.floats(0, 1e5) | st.floats(0, 10)
 EVENTS = st.lists(st.tuples(st.sampled_from("rtse"), NAMES, st.sampled_from(["a", "b"]), TIMES), max_size=40)
