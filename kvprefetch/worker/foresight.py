@@ -4,8 +4,9 @@ The worker tells what happens, and asks what to do next; `predict` and `plan` de
 Nothing here blocks, and nothing is raised. Times are of the worker's clock, in seconds.
 """
 
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from math import exp
 from typing import Any
@@ -37,6 +38,7 @@ _SOON_S = 10.0  # a context that is wanted at any moment is wanted in about so l
 _ARRIVALS_S = 60.0  # over which live arrivals are counted
 _LEFT = 1e-9  # index of a branch that its session has left
 _SESSIONS = 1_024  # whose latest prompt is remembered
+_CALL_CHARS, _NAME_CHARS = 8_000, 64  # of an answer's end, and of a tool's name
 _NOTHING = Work(Action.NOTHING, 0, 0.0, 0.0, 0.0, Outlook(0.0, 0.0, 0.0, 0.0, 0.0))
 
 
@@ -51,7 +53,7 @@ class Foresight:
         self.step_s = settings.step_s
         self.library = Library(settings.max_named)
         self.jobs: dict[str, Job] = {}
-        self.warm: list[Job] = []  # found to have all their blocks resident
+        self.warm: list[tuple[Job, Action]] = []  # found to have all their blocks resident: hold them, or not
         self._prompts: OrderedDict[str, list[BlockKey]] = OrderedDict()  # of each session's latest request
         self._turns: dict[str, Job] = {}  # proposed next turns, by session
         self._watched: dict[BlockKey, list[str]] = {}  # proposed contexts, by their last block
@@ -88,7 +90,7 @@ class Foresight:
         self.sessions.requested(session, tenant, now, kept)
 
     def turn_ended(self, session: str, tenant: str, kind: str, tokens: int, now: float) -> None:
-        """Its answer is complete; `kind` says what it ended with."""
+        """Its answer is complete; `kind` says what it ended with: see `turn_kind`."""
         if session:
             self.sessions.turn_ended(session, tenant, now, kind, tokens)
 
@@ -195,7 +197,9 @@ class Foresight:
         ready = len(self.pool.match(job.keys)) * self.block_tokens
         tokens = len(job.tokens) - ready
         if tokens <= 0:
-            self.warm.append(job)
+            outlook, claimed = self._outlook(job, now, 0.0)
+            pays = claimed / max(outlook.hold_s, 1e-9) >= self.planner.load.price
+            self.warm.append((job, Action.HOLD if pays else Action.RELEASE))
             return _NOTHING
         measured = self.rates.prefill_s(ready, len(job.tokens))
         work = tokens * _UNMEASURED if measured is None else measured
@@ -229,6 +233,20 @@ class Foresight:
             else:
                 self._watched.setdefault(job.keys[-1], []).append(job.name)
         return self.trials.calibrated(ticket.because, ticket.tenant, claimed, idle)
+
+
+def turn_kind(reason: str, text: str, tools: Sequence[Mapping[str, Any]]) -> str:
+    """What an answer ended with: "tool NAME" where it calls one of the request's tools, else the finish reason.
+
+    The templates in use write a call as JSON with the tool's name in it.
+    """
+    end = text[-_CALL_CHARS:]
+    for tool in tools:
+        function = tool.get("function", tool)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if isinstance(name, str) and name and re.search(rf'"name"\s*:\s*"{re.escape(name)}"', end):
+            return f"tool {name[:_NAME_CHARS]}"
+    return reason
 
 
 def _common(one: Sequence[BlockKey], other: Sequence[BlockKey]) -> int:

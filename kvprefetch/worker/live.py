@@ -18,7 +18,7 @@ from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.errors import PoolFull, PoolTooSmall
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.slices import prefill_slices
-from kvprefetch.worker.foresight import Foresight
+from kvprefetch.worker.foresight import Foresight, turn_kind
 from kvprefetch.worker.request import FinishReason, LiveRequest
 
 Finished = Callable[[LiveRequest], None]
@@ -145,7 +145,9 @@ class LiveQueue:
         self.pool.touch(request.sequence.blocks[: request.sequence.shared], now, request.session)
         request.sequence.close()
         if request.timing.first_token is not None:
-            self.foresight.turn_ended(request.session, request.tenant, reason.value, len(request.prompt), now)
+            tools = request.context.tools if request.context else ()
+            kind = turn_kind(reason.value, request.stream.text, tools)
+            self.foresight.turn_ended(request.session, request.tenant, kind, len(request.prompt), now)
         request.timing.finished = now
         stream = request.stream
         rest = request.text.flush()

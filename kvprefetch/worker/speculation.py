@@ -20,7 +20,7 @@ from kvprefetch.engines.render import Renderer
 from kvprefetch.errors import InvalidRequest, PoolError
 from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.ledger import Ledger
-from kvprefetch.plan.planner import Decision
+from kvprefetch.plan.planner import Action, Decision
 from kvprefetch.plan.preload import expires_at
 from kvprefetch.plan.slices import slice_end, speculative_chunk
 from kvprefetch.settings import SpeculationSettings
@@ -115,9 +115,10 @@ class Speculator:
         """What the planner wants; what it finds to be there already is done."""
         chosen = self.foresight.next(now)
         while self.foresight.warm:
-            job = self.foresight.warm.pop()
+            job, action = self.foresight.warm.pop()
             assert job.tokens is not None
-            self.pool.extend_hold(self.pool.match(job.keys), now + job.ticket.hold_s)
+            if action is Action.HOLD:  # else its blocks stay as long as nobody needs their pages
+                self.pool.extend_hold(self.pool.match(job.keys), now + job.ticket.hold_s)
             outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
             self.end(job, Result(outcome, len(job.tokens)), now)
         return chosen

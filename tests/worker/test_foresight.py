@@ -10,6 +10,7 @@ from workers import Bench, local, text
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Outcome, Use
+from kvprefetch.worker.foresight import turn_kind
 
 Open = Callable[..., TransformersEngine]
 RULES = [{"role": "system", "content": "Obey the rules of the house. " * 12}]
@@ -72,6 +73,20 @@ def test_the_newest_of_equal_hints_goes_first(open_tiny: Open) -> None:
         bench.speculate()
     assert len(bench.pool.resident) == 4
     assert ask(bench, "", text(3, 64) + text(9, 5)) == 64
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ('Let me see. <tool_call>{"name": "look_up", "arguments": {}}</tool_call>', "tool look_up"),
+        ('{"type": "function", "name" : "pay"}', "tool pay"),
+        ("I might look_up or pay.", "stop"),
+        ('{"name": "unheard_of"}', "stop"),
+    ],
+)
+def test_a_turn_that_calls_a_tool_is_told_from_one_that_waits_for_its_user(answer: str, kind: str) -> None:
+    tools = [{"type": "function", "function": {"name": "look_up"}}, {"name": "pay"}, {"function": None}]
+    assert turn_kind("stop", answer, tools) == kind
 
 
 def test_a_session_that_has_left_a_branch_loses_it_before_others_lose_theirs(open_tiny: Open) -> None:
