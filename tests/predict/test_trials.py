@@ -67,6 +67,7 @@ def test_idleness_is_told_apart() -> None:
         record(trials, 0.8, 0.0, 5, idle=6)
     assert trials.calibrated("hint", "ann", 0.8, 1) > 0.7
     assert trials.calibrated("hint", "ann", 0.8, 6) < 0.1
+    assert trials.calibrated("hint", "bob", 0.8, 1) > 0.7 > 0.1 > trials.calibrated("hint", "bob", 0.8, 6)
 
 
 def test_a_new_tenant_starts_from_the_common_record_and_soon_speaks_for_itself() -> None:
@@ -164,8 +165,10 @@ def test_shares_that_cannot_be_are_bounded(share: float, taken: float) -> None:
 # -- bounds ------------------------------------------------------------------------------------------------
 def test_one_session_proposed_forever_keeps_little_open() -> None:
     trials = Trials()
+    trials.propose("other", "hint", "ann", 0.5, 1, 0.0, 4000.0)
     for i in range(5000):
         trials.propose("s", "hint", "ann", 0.5, 1, float(i), i + 1e6)
+        assert ("other" in trials.open) is (i <= 4000), "what is open is closed in its time"
     assert len(trials.open) == 1
     assert len(trials._due) <= 66
 
