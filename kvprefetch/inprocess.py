@@ -224,6 +224,10 @@ class Local:
             "prefetch": self.worker.ledger.stats(),
             "lookups": self.worker.ledger.lookup_stats(),
             "signals": self._hints.signal_counts(),
+            "eviction": {
+                "by": "lru" if self.worker.foresight.guard.prefers_lru(self._owner.tenant) else "index",
+                "fallbacks": self.worker.foresight.guard.fallbacks,
+            },
             "evidence": self.worker.foresight.stats(self.worker.clock()),
         }
 

@@ -12,8 +12,11 @@ from math import exp
 from typing import Any
 
 from kvprefetch.cache.block import Block
+from kvprefetch.cache.evict import by_index
+from kvprefetch.cache.guard import Guard, guarded, key_path
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.spans import Span
 from kvprefetch.errors import StateError
 from kvprefetch.outcomes import Outcome
 from kvprefetch.plan.budget import Budget
@@ -37,6 +40,7 @@ _UNMEASURED = 1e-3  # s per token, until the first forward was measured
 _SOON_S = 10.0  # a context that is wanted at any moment is wanted in about so long
 _ARRIVALS_S = 60.0  # over which live arrivals are counted
 _LEFT = 1e-9  # index of a branch that its session has left
+_GUARDED, _LONGEST_STRIDE = 1_024, 8  # blocks that the guard's shadows have at least, and what one stands for at most
 _SESSIONS = 1_024  # whose latest prompt is remembered
 _CALL_CHARS, _NAME_CHARS = 8_000, 64  # of an answer's end, and of a tool's name
 _NOTHING = Work(Action.NOTHING, 0, 0.0, 0.0, 0.0, Outlook(0.0, 0.0, 0.0, 0.0, 0.0))
@@ -52,6 +56,8 @@ class Foresight:
         self.planner = Planner(self._assess, budget, max_candidates=settings.max_pending)
         self.step_s = settings.step_s
         self.library = Library(settings.max_named)
+        self.guard = self._new_guard()
+        pool.policy = guarded(by_index(self.index), self.guard)
         self.jobs: dict[str, Job] = {}
         self.warm: list[tuple[Job, Action]] = []  # found to have all their blocks resident: hold them, or not
         self._prompts: OrderedDict[str, list[BlockKey]] = OrderedDict()  # of each session's latest request
@@ -78,6 +84,10 @@ class Foresight:
         """A live request has been admitted."""
         self._arrivals = self._arrivals * exp(-max(now - self._arrived_at, 0.0) / _ARRIVALS_S) + 1
         self._arrived_at = now
+        if self.pool.pages != self._guarded_pages:  # it was given another size
+            self.guard = self._new_guard()
+            self.pool.policy = guarded(by_index(self.index), self.guard)
+        self.guard.requested(key_path(keys, self._stride), tenant, session, now)
         self._judge(session, keys, now)
         if not session:
             return
@@ -89,8 +99,11 @@ class Foresight:
             self._prompts.popitem(last=False)
         self.sessions.requested(session, tenant, now, kept)
 
-    def turn_ended(self, session: str, tenant: str, kind: str, tokens: int, now: float) -> None:
-        """Its answer is complete; `kind` says what it ended with: see `turn_kind`."""
+    def turn_ended(
+        self, session: str, tenant: str, kind: str, tokens: int, keys: Sequence[BlockKey], now: float
+    ) -> None:
+        """Its answer is complete; `kind` says what it ended with: see `turn_kind`. `keys` of all its blocks."""
+        self.guard.ended(key_path(keys, self._stride), tenant, session, now)
         if session:
             self.sessions.turn_ended(session, tenant, now, kind, tokens)
 
@@ -158,9 +171,9 @@ class Foresight:
             for kind, left in sorted(budget.items())
         }
 
-    def index(self, block: Block, now: float) -> float:
+    def index(self, block: Block | Span, now: float) -> float:
         """How well it pays to hold the block, per second."""
-        if block.speculative:
+        if block.speculative and isinstance(block, Block):
             return block.fading * max(block.hold_until - now, 0.0)
         if self.sessions.is_current(block.session, block.last_used):
             return self.sessions.index(block.session, now)
@@ -182,6 +195,11 @@ class Foresight:
             self._watched = {key: names for key, names in alive.items() if names}
         if len(self._turns) > 2 * len(self.trials.open) + 64:
             self._turns = {name: job for name, job in self._turns.items() if job.name in self.trials.open}
+
+    def _new_guard(self) -> Guard:
+        pages = self._guarded_pages = self.pool.pages
+        self._stride = min(max(pages // _GUARDED, 1), _LONGEST_STRIDE)
+        return Guard(max(pages // self._stride, 1), by_index(self.index))
 
     def _price(self, now: float) -> float:
         """The index of the marginal block: nothing while pages are free, else of the leaf longest unheld."""

@@ -147,7 +147,8 @@ class LiveQueue:
         if request.timing.first_token is not None:
             tools = request.context.tools if request.context else ()
             kind = turn_kind(reason.value, request.stream.text, tools)
-            self.foresight.turn_ended(request.session, request.tenant, kind, len(request.prompt), now)
+            keys = request.sequence.keys
+            self.foresight.turn_ended(request.session, request.tenant, kind, len(request.prompt), keys, now)
         request.timing.finished = now
         stream = request.stream
         rest = request.text.flush()

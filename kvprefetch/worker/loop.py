@@ -17,7 +17,6 @@ from math import inf
 from typing import TypeVar
 
 from kvprefetch.cache.block import Block
-from kvprefetch.cache.evict import by_index
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.engines.batch import Abandoned
 from kvprefetch.engines.engine import TransformersEngine
@@ -43,7 +42,6 @@ class Worker:
         self.engine, self.clock = engine, clock
         self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
         self.foresight = Foresight(self.pool, engine.block_tokens, settings.speculation)
-        self.pool.policy = by_index(self.foresight.index)
         self.pool.on_evict = self._note_evicted
         self.ledger = Ledger()
         self.renderer = Renderer(engine.loaded.tokenizer)

@@ -5,7 +5,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kvprefetch.cache.evict import by_index
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import Owner, PagedSequence
 from kvprefetch.contexts import Context, Sampling
@@ -62,7 +61,6 @@ class Bench:
         renderer = Renderer(engine.loaded.tokenizer)
         settings = SpeculationSettings(**{"max_pending": 8, **speculation})  # type: ignore[arg-type]
         self.foresight = Foresight(self.pool, engine.block_tokens, settings)
-        self.pool.policy = by_index(self.foresight.index)
         self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, lambda request: None)
         self.speculator = Speculator(engine, renderer, self.pool, self.ledger, self.foresight, settings, at_once)
         self.results: list[Result] = []
