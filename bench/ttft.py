@@ -23,7 +23,7 @@ from kvprefetch.engines.engine import open_engine
 from kvprefetch.engines.load import LoadedModel
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Outcome
-from kvprefetch.settings import EngineSettings, PoolSettings, Settings
+from kvprefetch.settings import EngineSettings, PoolSettings, Settings, SpeculationSettings
 
 SUFFIXES = (32, 128)
 WRONG_HINTS = 4
@@ -116,7 +116,9 @@ class Bench:
 def measure(loaded: LoadedModel, sizes: list[int], options: argparse.Namespace, results: Results) -> None:
     """All measurements of one model."""
     engine = EngineSettings(chunk_tokens=options.chunk)
-    settings = Settings(pool=PoolSettings(size=options.pool, block_tokens=options.block), engine=engine)
+    # every hint is believed, so that the wrong ones do all the harm they can
+    believing = SpeculationSettings(budget_tokens=1e12)
+    settings = Settings(PoolSettings(size=options.pool, block_tokens=options.block), engine, believing)
     texts = Texts(loaded, options.seed)
     with Local(open_engine(loaded, settings), settings) as kv:
         bench = Bench(kv, texts, results, options.repeats)
