@@ -70,9 +70,15 @@ def test_the_squared_part_alone_is_learnt_where_the_linear_one_would_be_negative
     line = Line()
     for x, y, seconds in ((1.0, 1.0, 0.9), (1.0, 4.0, 4.1), (1.0, 9.0, 9.2)):
         line.learn(x, y, seconds)
-    said = line.at(1.0, 16.0)
-    assert said is not None
-    assert said == pytest.approx(16.0, rel=0.05)
+    assert line.at(1.0, 16.0) == pytest.approx(16.0, rel=0.05)
+    assert line.at(1.0, 0.0) == 0.0
+
+
+def test_the_linear_part_alone_is_learnt_where_the_squared_one_would_be_negative() -> None:
+    line = Line()
+    for x, y, seconds in ((1.0, 1.0, 1.1), (2.0, 4.0, 2.0), (3.0, 9.0, 2.9)):
+        line.learn(x, y, seconds)
+    assert line.at(10.0, 100.0) == pytest.approx(10.0, rel=0.05)
 
 
 @pytest.mark.parametrize("seconds", [nan, inf, -inf, -1.0, 0.0])
