@@ -74,10 +74,10 @@ class Foresight:
         self.planner.offer(job.name, ticket.tenant, ticket.because, now, order=ticket.number)
 
     def drop(self, job: Job, outcome: Outcome) -> None:
-        """It is resolved. What came of its claim is still learnt, unless it was withdrawn."""
+        """It is resolved. What came of its claim is still learnt, unless it was withdrawn before any work was done."""
         self.jobs.pop(job.name, None)
         self.planner.withdraw(job.name)
-        if outcome in (Outcome.CANCELLED, Outcome.FAILED):
+        if outcome in (Outcome.CANCELLED, Outcome.FAILED) and not job.has_computed:
             self.trials.withdraw(job.name)
 
     def requested(self, session: str, tenant: str, keys: Sequence[BlockKey], now: float) -> None:

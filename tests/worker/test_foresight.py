@@ -10,7 +10,7 @@ from workers import OWNER, Bench, local, text
 from kvprefetch.cache.keys import block_keys
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.inprocess import Local
-from kvprefetch.outcomes import Outcome, Use
+from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.worker.foresight import turn_kind
 
 Open = Callable[..., TransformersEngine]
@@ -54,6 +54,17 @@ def test_hints_that_are_always_wrong_lose_their_budget_whatever_they_claim(open_
         bench.now += 6
     assert 128 * 3 <= bench.ledger.tokens_computed <= 4_000
     assert bench.results[-1].outcome is Outcome.EXPIRED
+
+
+@pytest.mark.parametrize("after_steps", [1, 2])
+def test_withdrawing_a_hint_hides_its_claim_only_before_work_was_done(open_tiny: Open, after_steps: int) -> None:
+    bench = Bench(open_tiny())
+    job = bench.hint(text(1, 256), probability=1.0, hold_s=5)
+    for _ in range(after_steps):  # the first renders it
+        bench.speculate()
+    bench.speculator.end(job, Result(Outcome.CANCELLED, 0, "withdrawn"), bench.now)
+    bench.foresight.trials.advance(100.0)
+    assert (bench.foresight.trials.ratio("hint") < 1) is (after_steps == 2)
 
 
 def test_hints_that_come_true_keep_theirs(open_tiny: Open) -> None:
