@@ -5,7 +5,7 @@ Nothing here blocks, and nothing is raised. Times are of the worker's clock, in 
 """
 
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from math import exp
@@ -42,6 +42,8 @@ _ARRIVALS_S = 60.0  # over which live arrivals are counted
 _LEFT = 1e-9  # index of a branch that its session has left
 _GUARDED, _LONGEST_STRIDE = 1_024, 8  # blocks that the guard's shadows have at least, and what one stands for at most
 _SESSIONS = 1_024  # whose latest prompt is remembered
+_AHEAD = 256  # tokens of a prefill that are weighed: those that come next
+_PASSED, _NAMED = 0.5, 8  # what a newer signal leaves of an older one's claim, and how many are looked at
 _CALL_CHARS, _NAME_CHARS = 8_000, 64  # of an answer's end, and of a tool's name
 _NOTHING = Work(Action.NOTHING, 0, 0.0, 0.0, 0.0, Outlook(0.0, 0.0, 0.0, 0.0, 0.0))
 
@@ -60,6 +62,7 @@ class Foresight:
         pool.policy = guarded(by_index(self.index), self.guard)
         self.jobs: dict[str, Job] = {}
         self.warm: list[tuple[Job, Action]] = []  # found to have all their blocks resident: hold them, or not
+        self._named: OrderedDict[str, deque[int]] = OrderedDict()  # tickets of each session's latest signals
         self._prompts: OrderedDict[str, list[BlockKey]] = OrderedDict()  # of each session's latest request
         self._turns: dict[str, Job] = {}  # proposed next turns, by session
         self._watched: dict[BlockKey, list[str]] = {}  # proposed contexts, by their last block
@@ -71,6 +74,11 @@ class Foresight:
         self.jobs[job.name] = job
         self.library.add(job)
         ticket = job.ticket
+        if job.is_signalled and ticket.session:
+            self._named.setdefault(ticket.session, deque(maxlen=_NAMED)).append(ticket.number)
+            self._named.move_to_end(ticket.session)
+            if len(self._named) > _SESSIONS:
+                self._named.popitem(last=False)
         self.planner.offer(job.name, ticket.tenant, ticket.because, now, order=ticket.number)
 
     def drop(self, job: Job, outcome: Outcome) -> None:
@@ -221,7 +229,8 @@ class Foresight:
             return _NOTHING
         measured = self.rates.prefill_s(ready, len(job.tokens))
         work = tokens * _UNMEASURED if measured is None else measured
-        outlook, claimed = self._outlook(job, now, work)
+        # finished blocks count, so what matters is whether the next of them are ready in time
+        outlook, claimed = self._outlook(job, now, work * min(_AHEAD / tokens, 1.0))
         share = self._calibrated(candidate, job, claimed, now)
         hold = max(outlook.hold_s, 1e-9)
         outlook = Outlook(outlook.within, outlook.before_ready, outlook.residency, hold, share / hold)
@@ -236,7 +245,13 @@ class Foresight:
         expected = max(ticket.expected_at - now, _SOON_S)
         early = min(work_s / (2 * expected), 1.0)
         hold = max(ticket.hold_s, 1e-9)
-        return Outlook(1.0, early, min(expected, hold), hold, 0.0), ticket.probability
+        claimed = ticket.probability * _PASSED ** self._newer(job)
+        return Outlook(1.0, early, min(expected, hold), hold, 0.0), claimed
+
+    def _newer(self, job: Job) -> int:
+        """How many contexts its session's signals have named since."""
+        named = self._named.get(job.ticket.session, ())
+        return sum(number > job.ticket.number for number in named) if job.is_signalled else 0
 
     def _calibrated(self, candidate: Candidate, job: Job, claimed: float, now: float) -> float:
         if claimed <= 0:

@@ -16,6 +16,7 @@ from kvprefetch.worker.library import PREDICTED
 from kvprefetch.worker.loop import Worker
 from kvprefetch.worker.request import FinishReason, LiveRequest
 
+_SIGNAL = "signal "  # and its kind: evidence that no caller can confuse with other evidence
 _KINDS = 64  # of signals, counted apart; callers choose the words, so there must be an end
 
 
@@ -124,7 +125,7 @@ class Hints:
                 now = self.worker.clock()
                 self.worker.foresight.signalled(session, self.owner.tenant, known, about, now)
             for context in contexts:
-                self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=f"signal {known}")
+                self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=_SIGNAL + known)
 
         self.worker.post(read)
 
@@ -173,7 +174,14 @@ class Hints:
             hold_s=hold_s,
             because=because,
         )
-        job = Job(ticket, context, self.owner, resolved, is_next_turn=because == NEXT_TURN)
+        job = Job(
+            ticket,
+            context,
+            self.owner,
+            resolved,
+            is_next_turn=because == NEXT_TURN,
+            is_signalled=because.startswith(_SIGNAL),
+        )
         worker.speculator.add(job, now)
         if not self.settings.enabled:
             worker.speculator.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)

@@ -21,6 +21,7 @@ class Job:
     owner: Owner
     resolved: Resolved
     is_next_turn: bool = False
+    is_signalled: bool = False  # a signal named it
     tokens: list[int] | None = None
     keys: list[BlockKey] = field(default_factory=list)
     has_computed: bool = False  # some of its blocks were computed for it, not found

@@ -145,6 +145,18 @@ def test_a_context_that_always_follows_another_is_made_ready_before_it_is_opened
         assert done.reused_tokens >= len(prefix) // 16 * 16 > 0
 
 
+def test_the_document_opened_last_goes_first_though_it_is_the_longest(open_tiny: Open) -> None:
+    bench = Bench(open_tiny())
+    jobs = [bench.hint(text(number, tokens), is_signalled=True) for number, tokens in ((1, 64), (2, 128), (3, 256))]
+    for _ in jobs:
+        bench.speculate()
+    for job in reversed(jobs):
+        bench.speculate()
+        assert bench.pool.match(job.keys), "the newest first"
+        while len(bench.pool.match(job.keys)) < len(job.keys):
+            bench.speculate()
+
+
 def test_what_was_learnt_is_there_after_a_restart(open_tiny: Open, tmp_path: Path) -> None:
     state = tmp_path / "learnt"
     with local(open_tiny(), state_file=str(state)) as kv:

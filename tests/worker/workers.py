@@ -87,7 +87,12 @@ class Bench:
         return request
 
     def hint(
-        self, tokens: list[int], probability: float = 0.5, expected_in_s: float = 0.0, hold_s: float = 60.0
+        self,
+        tokens: list[int],
+        probability: float = 0.5,
+        expected_in_s: float = 0.0,
+        hold_s: float = 60.0,
+        is_signalled: bool = False,
     ) -> Job:
         """Queue a preload of exact tokens."""
         ticket = self.ledger.issue(
@@ -99,7 +104,7 @@ class Bench:
             hold_s=hold_s,
             because="hint",
         )
-        job = Job(ticket, Context(token_ids=tuple(tokens)), OWNER, self.results.append)
+        job = Job(ticket, Context(token_ids=tuple(tokens)), OWNER, self.results.append, is_signalled=is_signalled)
         self.speculator.add(job, self.now)
         return job
 
