@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
-from math import inf
+from math import inf, nextafter
 from typing import NamedTuple, Protocol, TypeVar
 
 from kvprefetch.cache.block import Block
@@ -84,7 +84,7 @@ def by_index(index: Callable[[E_contra, float], float]) -> Callable[[E_contra, D
         value = index(block, demand.now)
         if demand.speculative and value >= demand.worth:
             return None
-        return Rank(1, value, "index")
+        return Rank(1, nextafter(value, -inf) if block.speculative else value, "index")
 
     return policy
 

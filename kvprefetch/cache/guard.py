@@ -117,8 +117,9 @@ class Guard:
     def ended(self, path: Path, tenant: str, session: str, now: float) -> None:
         """The request of `session` for this path has ended: its blocks were used until now."""
         self._running.pop(session, None)
+        blocks = sum(count for _, count in path)
         for shadow in self._shadows:
-            shadow.touch(path, shadow.match(path), tenant, session, now)
+            shadow.touch(path, blocks, tenant, session, now)  # as far as it still has them
 
     def _in_use_last(self, policy: SpanPolicy) -> SpanPolicy:
         def ranks(span: Span, demand: Demand) -> Rank | None:

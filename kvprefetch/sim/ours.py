@@ -1,5 +1,6 @@
 """kvprefetch's own policies, replayed: the worker's predictor, planner and eviction index on the virtual clock."""
 
+from collections import OrderedDict
 from math import inf
 
 from kvprefetch.cache.evict import by_index
@@ -23,7 +24,7 @@ class ByIndex(Reactive):
 
     def __init__(self) -> None:
         self.sessions = Sessions()
-        self.latest: dict[str, Request] = {}
+        self.latest: OrderedDict[str, Request] = OrderedDict()  # of each session that the predictor may know
         self._worth: dict[str, tuple[float, float]] = {}  # by session: since when, its index; holds for one moment
         self._worth_at = 0.0
 
@@ -42,6 +43,12 @@ class ByIndex(Reactive):
         self.sessions.requested(request.session, request.tenant, self.worker.clock.now, kept)
         self._worth.clear()
         self.latest[request.session] = request
+        self.latest.move_to_end(request.session)
+        if len(self.latest) > self.sessions.max_sessions:
+            self.forget(self.latest.popitem(last=False)[0])
+
+    def forget(self, session: str) -> None:
+        """It has been silent for longer than all others that there is room for."""
 
     def ended(self, live: Live) -> None:
         """Its next gap begins."""
@@ -95,6 +102,12 @@ class Planned(ByIndex):
             self.brought.discard(request.session)
         super().arrived(live)
         self.planner.withdraw(request.session)
+
+    def forget(self, session: str) -> None:
+        """Nothing of it is kept."""
+        self.planner.withdraw(session)
+        self.accounts.pop(session, None)
+        self.brought.discard(session)
 
     def signalled(self, request: Request) -> None:
         """The predictor learns of it, the planner weighs it."""

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
-from kvprefetch.cache.evict import Demand, lru
+from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.spans import Path, Span, SpanPolicy, SpanPool
 from kvprefetch.errors import PoolFull
 from kvprefetch.sim.clock import VirtualClock
+from kvprefetch.sim.lru_pool import LruPool
 from kvprefetch.sim.machine import Machine
 from kvprefetch.sim.trace import Request
 
@@ -99,9 +100,8 @@ class SimWorker:
     ) -> None:
         self.machine, self.clock, self.strategy, self.record = machine, clock, strategy, record
         self.gpu = SpanPool(machine.gpu_tokens // machine.block_tokens, strategy.gpu_policy, strategy.merges)
-        self.host = SpanPool(
-            machine.host_tokens // machine.block_tokens if strategy.has_host else 0, lru, strategy.merges
-        )
+        host_tokens = machine.host_tokens if strategy.has_host else 0
+        self.host = LruPool(host_tokens // machine.block_tokens, strategy.merges)
         self.gpu.on_first_use = self._note_use
         self.moves = Moves()
         self.unfinished: dict[str, Preload] = {}  # by session
