@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from kvprefetch.cache.evict import Demand, by_index, lru
-from kvprefetch.cache.guard import ENOUGH, WINDOW, Guard, guarded, key_path
+from kvprefetch.cache.guard import ENOUGH, WINDOW, Guard, Record, guarded, key_path
 from kvprefetch.cache.keys import block_keys
 from kvprefetch.cache.spans import Path, Span, SpanPool
 
@@ -134,6 +134,30 @@ def test_even_one_who_knows_what_it_prefers_cannot_make_it_lose() -> None:
     assert story.guard.fallbacks > 1
 
 
+def test_what_was_lost_ever_counts_whatever_was_gained_lately() -> None:
+    """An index that gained while nobody followed it has earned nothing yet."""
+    record = Record()
+    for _ in range(1000):
+        record.note(10, 20, 10)
+    assert record.follows_index
+    given_up = [record.note(10, 0, 0) for _ in range(6)]
+    assert given_up == [False] * 5 + [True]  # of 10,060 hits, ½ % are 50
+    assert record.index > record.lru
+    for _ in range(900):
+        record.note(10, 10, 10)
+    assert not record.follows_index
+    for _ in range(500):
+        record.note(10, 10, 10)
+    assert record.follows_index  # 60 are less than ¼ % by now
+
+
+def test_small_differences_change_nothing() -> None:
+    record = Record()
+    record.note(1000, 1010, 1000)
+    assert record.follows_index
+    assert not any(record.note(1000, 1000 + by, 1000) for by in (-10, -1, 1, -2, 2) * 20)
+
+
 def test_a_tenant_for_whom_the_index_is_wrong_is_served_by_lru() -> None:
     story, good, bad = Story(pages=40), round_and_round(30), coming_back()
     for n in range(6000):
@@ -229,4 +253,5 @@ def test_a_policy_that_spares_everything_breaks_nothing() -> None:
     guard = Guard(2, lambda span, demand: None)
     for n in range(9):
         guard.requested(*_of(n), 1.0)
+        guard.ended(*_of(n), 1.0)
     assert guard.prefers_lru("ann")

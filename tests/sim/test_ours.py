@@ -140,16 +140,19 @@ def test_the_index_of_a_moment_is_that_of_the_predictor() -> None:
         assert strategy._index(span, now) == expected
         checked += is_current
 
-    def look() -> None:
-        for _ in range(2):
-            for span in worker.gpu.spans():
-                check(span, clock.now)
+    def look(again: int = 4) -> None:
+        """Before and after whatever happens at this moment."""
+        for span in worker.gpu.spans():
+            check(span, clock.now)
+        if again:
+            clock.at(clock.now, lambda: look(again - 1))
 
     for k in range(200):
         n = draw.randrange(6)
-        clock.at(10.0 * k, lambda k=k, n=n: worker.arrive(ask(f"s{n}", 10.0 * k, 100 * n, 3)))
         clock.at(10.0 * k, look)
-        clock.at(10.0 * k + draw.choice([0.0, 1.0, 1.3, 4.0]), look)
+        clock.at(10.0 * k, lambda k=k, n=n: worker.arrive(ask(f"s{n}", 10.0 * k, 100 * n, 3)))
+        for end in (1.0, 1.3, 4.0):
+            clock.at(10.0 * k + end, look)
     clock.run()
     assert checked > 500
 
