@@ -4,7 +4,8 @@ Promises
 - Pure: told what happened, with the time; the caller does the work. Owns its candidates, at most `max_candidates` of
   them (the one offered longest ago is dropped), one per session: a newer one replaces it.
 - `next` is O(log n) per candidate that it looks at, and looks at each only when something about it may have changed:
-  when it was offered, or when it has slept for a while that grows with how long its session is idle.
+  when it was offered, or when it has slept for a while that grows with how long its session is idle. It looks at a
+  bounded number in one call; where the values of many have fallen at once, it takes the best of those.
 - What became worthless is dropped to sleep, what is in progress is asked about again after each chunk, and a better
   candidate goes ahead of it then. Raises nothing.
 """
@@ -20,6 +21,9 @@ from math import inf
 from kvprefetch.plan.budget import Budget
 from kvprefetch.plan.value import Load, Value, value_of
 from kvprefetch.predict.outlook import Outlook
+
+_WOKEN, _LOOKED_AT = 256, 64
+"""Candidates that one call looks at, at most: planning is a step like others, and a live request waits for it."""
 
 
 class Action(Enum):
@@ -42,6 +46,7 @@ class Candidate:
     number: int = 0
     offered: int = 0  # among equals the newest goes first: it says most about what comes next
     proposed: bool = False  # the predictor keeps the record of what it proposed
+    sleeps: bool = False  # it was not worth anything, or more than its budget
     because: str = ""  # the last decision about it
 
 
@@ -82,6 +87,7 @@ class Planner:
     weights: dict[str, float] = field(default_factory=dict)  # w by tenant, 1 where unsaid
     max_candidates: int = 100_000
     doze_s: float = 1.0
+    longest_doze_s: float = inf  # what is worthless now is looked at again at least so often
     _known: OrderedDict[str, Candidate] = field(default_factory=OrderedDict)
     _awake: list[tuple[float, int, int, Candidate]] = field(default_factory=list)  # by −V per second of work
     _asleep: list[tuple[float, int, Candidate]] = field(default_factory=list)  # by when to look again
@@ -101,6 +107,7 @@ class Planner:
         if len(self._known) > self.max_candidates:
             self._known.popitem(last=False)
         heapq.heappush(self._asleep, (now, candidate.number, candidate))
+        self._sweep()
 
     def knows(self, session: str) -> bool:
         """Whether it is a candidate already."""
@@ -118,8 +125,14 @@ class Planner:
     def sleep(self, candidate: Candidate, now: float, seconds: float = 0.0) -> None:
         """Nothing can be done about it now; look again later."""
         if self._known.get(candidate.session) is candidate:
-            candidate.number = next(self._numbers)
-            heapq.heappush(self._asleep, (now + max(seconds, self.doze_s), candidate.number, candidate))
+            candidate.number, candidate.sleeps = next(self._numbers), True
+            pause = max(min(seconds, self.longest_doze_s), self.doze_s)
+            heapq.heappush(self._asleep, (now + pause, candidate.number, candidate))
+            self._sweep()
+
+    def sleeper(self) -> str | None:
+        """The session of the candidate that was offered longest ago of those that sleep. O(candidates)."""
+        return next((session for session, candidate in self._known.items() if candidate.sleeps), None)
 
     @property
     def wakes_at(self) -> float:
@@ -128,18 +141,36 @@ class Planner:
 
     def next(self, now: float) -> Decision | None:
         """The best thing to do now, or None; unchanged until something happens, so it may be asked again."""
-        while self._asleep and self._asleep[0][0] <= now:
+        woken = 0
+        while self._asleep and self._asleep[0][0] <= now and woken < _WOKEN:
             _, number, candidate = heapq.heappop(self._asleep)
             if self._is_live(candidate, number):
                 self._rank(candidate, now)
-        while self._awake:
+                woken += 1
+        best: tuple[float, int, Decision] | None = None
+        for _ in range(_LOOKED_AT):
+            if not self._awake:
+                break
             _, _, number, candidate = heapq.heappop(self._awake)
             if not self._is_live(candidate, number):
                 continue
             decision = self._rank(candidate, now)
-            if decision is not None and self._awake[0][3] is candidate:
+            if decision is None:
+                continue
+            if self._awake[0][3] is candidate:
                 return decision
-        return None
+            worth = decision.value.total / max(decision.job.work_s, 1e-9), candidate.offered, decision
+            best = worth if best is None or worth[:2] > best[:2] else best
+        return best[2] if best else None
+
+    def _sweep(self) -> None:
+        """Entries of candidates that are gone must not pile up."""
+        if len(self._asleep) > 2 * len(self._known) + 64:
+            self._asleep = [entry for entry in self._asleep if self._is_live(entry[2], entry[1])]
+            heapq.heapify(self._asleep)
+        if len(self._awake) > 2 * len(self._known) + 64:
+            self._awake = [entry for entry in self._awake if self._is_live(entry[3], entry[2])]
+            heapq.heapify(self._awake)
 
     def _is_live(self, candidate: Candidate, number: int) -> bool:
         return candidate.number == number and self._known.get(candidate.session) is candidate
@@ -159,7 +190,7 @@ class Planner:
         if value.total <= 0 or not affordable or not job.enough:
             self.sleep(candidate, now, job.outlook.hold_s / 4)
             return None
-        candidate.number = next(self._numbers)
+        candidate.number, candidate.sleeps = next(self._numbers), False
         worth = -value.total / max(job.work_s, 1e-9)
         heapq.heappush(self._awake, (worth, -candidate.offered, candidate.number, candidate))
         return Decision(candidate, job, value)

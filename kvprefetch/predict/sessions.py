@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf, log, log2
 
-from kvprefetch.predict.gaps import BINS, EDGES, Cell, GapModel, Levels
+from kvprefetch.predict.gaps import BINS, EDGES, Cell, GapModel, Levels, bin_of
 from kvprefetch.predict.outlook import Outlook
 from kvprefetch.predict.rates import Shares
 
 _IDLE = (5.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0, 43_200.0)
 """Stretches of idleness that are told apart."""
 _SOON_S = 10.0
+_CROSSED = 256  # bins that one event counts as outlived, at most: a live request waits for it
 _FORGET = 0.9  # what a session's longest gap counts for after another one
 _STEP = 16_384  # tokens
 
@@ -43,7 +44,7 @@ class Quiet:
     tokens: int = 0  # of its latest prompt
     longest: float = 0.0  # of its gaps so far, older ones faded
     turn_at: float = 0.0  # when its last turn ended
-    is_running: bool = False  # a request of it is being served
+    running: int = 0  # requests of it that are being served
     turn: Gap | None = None
     signal: Gap | None = None
 
@@ -78,16 +79,20 @@ class Sessions:
             if kept is not None:
                 self.kept_shares.learn(_kept_levels(quiet, now), min(max(kept, 0.0), 1.0))
         for gap in _gaps(quiet):
+            self._catch_up(gap, now)
             self.gaps.ended(gap.cell, now - gap.since)
         self._close(quiet)
-        quiet.is_running = True
+        quiet.running += 1
 
     def turn_ended(self, session: str, tenant: str, now: float, kind: str = "", tokens: int = 0) -> None:
-        """Its answer is complete. `kind`: what it ended with, such as "tool_use"; `tokens` of its prompt."""
+        """Its answer is complete. `kind`: what it ended with, such as "tool_use"; `tokens` of its prompt.
+
+        The gap to its next request is counted from here, unless another of its requests still runs.
+        """
         now = self._advance(now)
         quiet = self._know(session, tenant)
         self._close(quiet)
-        quiet.is_running = False
+        quiet.running = max(quiet.running - 1, 0)
         longest, size = int(log(quiet.longest + 1)), tokens // _STEP
         grown = max(tokens - quiet.tokens, 0).bit_length()
         quiet.turn_at, quiet.tokens = now, tokens
@@ -99,7 +104,8 @@ class Sessions:
             ("turn", kind, longest, size, grown),
             ("turn", kind, longest, size, grown, tenant),
         )
-        quiet.turn = self._open(session, levels, now)
+        if not quiet.running:
+            quiet.turn = self._open(session, levels, now)
 
     def signalled(self, session: str, tenant: str, now: float, kind: str) -> None:
         """Something was observed in it: another gap is counted from now, if it is quiet.
@@ -109,7 +115,7 @@ class Sessions:
         """
         now = self._advance(now)
         quiet = self._know(session, tenant)
-        if quiet.is_running:
+        if quiet.running:
             return
         if quiet.signal is not None:
             quiet.signal.is_open = False
@@ -140,7 +146,7 @@ class Sessions:
         quiet = self.known.get(session)
         if quiet is None:
             return 0.0
-        if quiet.is_running:
+        if quiet.running:
             return inf
         return max((gap.cell.index(max(now - gap.since, 0.0)) for gap in _gaps(quiet)), default=0.0)
 
@@ -228,14 +234,24 @@ class Sessions:
         if not self.now < now < inf:  # also NaN
             return self.now
         self.now = now
-        while self._crossings and self._crossings[0][0] <= now:
+        for _ in range(_CROSSED):  # after a long silence there are many: the next events count the others
+            if not self._crossings or self._crossings[0][0] > now:
+                break
             _, _, gap = heapq.heappop(self._crossings)
-            if not gap.is_open:
-                continue
-            self.gaps.outlived(gap.cell, gap.bin)
-            gap.bin += 1
-            self._cross(gap)
+            if gap.is_open:
+                self._outlive(gap)
+                self._cross(gap)
         return now
+
+    def _outlive(self, gap: Gap) -> None:
+        self.gaps.outlived(gap.cell, gap.bin)
+        gap.bin += 1
+
+    def _catch_up(self, gap: Gap, now: float) -> None:
+        """Count the bins that a gap which ends now has outlived and nobody has counted yet."""
+        last = bin_of(now - gap.since)
+        while gap.bin < last:
+            self._outlive(gap)
 
 
 def _gaps(quiet: Quiet) -> tuple[Gap, ...]:

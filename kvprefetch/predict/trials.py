@@ -17,6 +17,7 @@ from math import isfinite
 from kvprefetch.predict.rates import Shares
 
 _STEPS = 6
+_MOST = 65_536  # open trials; nothing is learnt from the oldest of more
 _LEAST = 0.02  # claims below this are taken for it
 
 
@@ -60,6 +61,8 @@ class Trials:
             self._learn(before, 0.0)
         claimed = _sound(claimed)
         trial = self.open[session] = Trial(session, _levels(kind, tenant, claimed, idle), claimed)
+        if len(self.open) > _MOST:
+            del self.open[next(iter(self.open))]
         heapq.heappush(self._due, (until if until > now else now, next(self._order), trial))  # NaN: now
         if len(self._due) > 2 * len(self.open) + 64:  # most are closed
             self._due = [due for due in self._due if self.open.get(due[2].session) is due[2]]

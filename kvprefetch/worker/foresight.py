@@ -42,6 +42,7 @@ _ARRIVALS_S = 60.0  # over which live arrivals are counted
 _LEFT = 1e-9  # index of a branch that its session has left
 _GUARDED, _LONGEST_STRIDE = 1_024, 8  # blocks that the guard's shadows have at least, and what one stands for at most
 _SESSIONS = 1_024  # whose latest prompt is remembered
+_DOZE_S = 10.0  # prices and pools change faster than holds end
 _AHEAD = 256  # tokens of a prefill that are weighed: those that come next
 _PASSED, _NAMED = 0.5, 8  # what a newer signal leaves of an older one's claim, and how many are looked at
 _CALL_CHARS, _NAME_CHARS = 8_000, 64  # of an answer's end, and of a tool's name
@@ -55,7 +56,7 @@ class Foresight:
         self.pool, self.block_tokens = pool, block_tokens
         self.sessions, self.trials, self.rates = Sessions(), Trials(), Rates()
         budget = Budget(settings.per_useful, settings.budget_tokens, 10 * settings.budget_tokens)
-        self.planner = Planner(self._assess, budget, max_candidates=settings.max_pending)
+        self.planner = Planner(self._assess, budget, max_candidates=2 * settings.max_pending, longest_doze_s=_DOZE_S)
         self.step_s = settings.step_s
         self.library = Library(settings.max_named)
         self.guard = self._new_guard()

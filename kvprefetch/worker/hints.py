@@ -118,7 +118,7 @@ class Hints:
 
         def read() -> None:
             known = self._count(kind)
-            if kind == "session_ended":
+            if session and kind == "session_ended":
                 self._end_session(session)
             elif session:
                 about = next((context.name for context in contexts if context.name), "")

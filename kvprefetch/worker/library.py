@@ -35,12 +35,20 @@ class Library:
             return
         key = job.keys[-1]
         name = job.context.name or key.hex()
+        self._forget_name(key)
         self._contexts[key] = name, job.context
         self._contexts.move_to_end(key)
         self._keys[name] = key
         if len(self._contexts) > self.max_contexts:
-            _, (forgotten, _) = self._contexts.popitem(last=False)
-            self._keys.pop(forgotten, None)
+            oldest = next(iter(self._contexts))
+            self._forget_name(oldest)
+            del self._contexts[oldest]
+
+    def _forget_name(self, key: BlockKey) -> None:
+        """The context's name is free, unless it means another context by now."""
+        name = self._contexts[key][0] if key in self._contexts else None
+        if name is not None and self._keys.get(name) == key:
+            del self._keys[name]
 
     def signalled(self, session: str, tenant: str, kind: str, about: str, now: float) -> None:
         """Something was observed in the session; `about` the name of a context, where it names one."""

@@ -55,20 +55,23 @@ class LiveQueue:
         for request, row in chosen:
             request.sequence.complete(row.end)
         tokens = self._draw(wanting, logits)
-        if len(chosen) == 1 and len(chosen[0][1].tokens) > 1:
+        # on a GPU a slice's kernels may still run: there the planner learns from speculation, which waits for them
+        if self.engine.pool.device.type == "cpu" and len(chosen) == 1 and len(chosen[0][1].tokens) > 1:
             self.foresight.rates.computed(chosen[0][1].start, chosen[0][1].end, now() - began)
         for request, token in zip(wanting, tokens, strict=True):
             reason = request.accept(token, now())
             if reason is not None:
                 self._finish(request, reason, now())
 
-    def fail_all(self, error: BaseException) -> None:
+    def fail_all(self, error: BaseException, now: float) -> None:
         """The engine broke: end every request with `error`; pages that it may still write are quarantined."""
         failed, self.active = self.active, []
         for request in (*failed, *self.waiting):  # first, so that nobody waits for ever whatever follows
             request.stream.put_end(error)
         self.waiting.clear()
         doubtful = [block for request in failed for block in request.sequence.close(quarantine=True)]
+        for request in failed:
+            self._turn_ended(request, "failed", now)
         if doubtful:
             self.engine.synchronize()
         for block in doubtful:
@@ -140,23 +143,28 @@ class LiveQueue:
         ]
 
     def _finish(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
-        (self.active if request in self.active else self.waiting).remove(request)
+        was_active = request in self.active
+        (self.active if was_active else self.waiting).remove(request)
         self._count_use(request, now)
         self.pool.touch(request.sequence.blocks[: request.sequence.shared], now, request.session)
         request.sequence.close()
-        if request.timing.first_token is not None:
+        if was_active:
             tools = request.context.tools if request.context else ()
-            kind = turn_kind(reason.value, request.stream.text, tools)
-            keys = request.sequence.keys
-            self.foresight.turn_ended(request.session, request.tenant, kind, len(request.prompt), keys, now)
+            self._turn_ended(request, turn_kind(reason.value, request.stream.text, tools), now)
         request.timing.finished = now
         stream = request.stream
         rest = request.text.flush()
         if rest:
             stream.put_text(rest)
         stream.finish_reason = reason
-        self.finished(request)
-        stream.put_end()
+        try:
+            self.finished(request)
+        finally:
+            stream.put_end()  # whatever happens, its reader must not wait for ever
+
+    def _turn_ended(self, request: LiveRequest, kind: str, now: float) -> None:
+        keys = request.sequence.keys
+        self.foresight.turn_ended(request.session, request.tenant, kind, len(request.prompt), keys, now)
 
 
 def _row(request: LiveRequest, end: int) -> Row:

@@ -179,7 +179,7 @@ class Worker:
             log.exception("a live forward failed")
             failure = WorkerFailed(f"the engine failed: {error}")
             failure.__cause__ = error
-            self.live.fail_all(failure)
+            self.live.fail_all(failure, now)
 
     def _is_closing(self) -> bool:
         return self._closing
@@ -200,6 +200,6 @@ class Worker:
                 self._run_posted()
             except Exception:  # the thread's outermost line, once more
                 log.exception("a posted action broke while closing")
-        self.live.fail_all(error)
+        self.live.fail_all(error, self.clock())
         for job in list(self.speculator.jobs):
             self.speculator.end(job, Result(Outcome.CANCELLED, 0, "the worker was closed"), self.clock())

@@ -8,7 +8,7 @@ at most the step under way.
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from math import inf
+from math import inf, nextafter
 
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import block_keys
@@ -53,6 +53,7 @@ class Speculator:
         self.step_s = None if engine.pool.device.type == "cpu" else settings.step_s
         self._is_rendering = False
         self._next_expiry = inf
+        self._planned: tuple[Job, Decision] | None = None  # until something happens
         self.tokens_per_s: float | None = None
 
     def add(self, job: Job, now: float) -> None:
@@ -61,7 +62,10 @@ class Speculator:
             for old in [j for j in self.jobs if j.is_next_turn and j.ticket.session == job.ticket.session]:
                 self.end(old, Result(Outcome.CANCELLED, 0, "a newer turn took its place"), now)
         self.jobs.append(job)
+        self._planned = None
         self._next_expiry = min(self._next_expiry, expires_at(job.ticket))
+        if len(self.jobs) > self.settings.max_pending:
+            self._reject_a_sleeper(now)
         if len(self.jobs) > self.settings.max_pending:
             self.end(job, Result(Outcome.REJECTED, 0, f"{self.settings.max_pending} preloads wait already"), now)
         elif self.ledger.open > self.settings.max_open:
@@ -72,6 +76,7 @@ class Speculator:
         if job not in self.jobs:
             return
         self.jobs.remove(job)
+        self._planned = None
         self.foresight.drop(job, result.outcome)
         self.ledger.resolve(job.ticket, result, now, result.tokens // self.engine.block_tokens)
         job.resolved(result)
@@ -86,9 +91,12 @@ class Speculator:
 
     def wakes_at(self, now: float) -> float:
         """When `step` will have something to do: `now`, later, or never (inf)."""
-        if self._to_render() is not None or self._next(now) is not None:
+        if self._to_render() is not None:
             return now
-        return self.foresight.planner.wakes_at
+        self._planned = self._next(now)
+        if self._planned is not None:
+            return now
+        return min(self.foresight.planner.wakes_at, nextafter(self._next_expiry, inf))
 
     def step(self, clock: Callable[[], float], abandon: Callable[[], bool]) -> bool:
         """Do one bounded piece of work; False if there is none. Raises what the engine raises."""
@@ -97,7 +105,8 @@ class Speculator:
         if unrendered is not None:
             self._render(unrendered, clock)
             return True
-        chosen = self._next(now)
+        chosen = self._planned or self._next(now)
+        self._planned = None
         if chosen is None:
             return False
         self._compute(*chosen, clock, abandon)
@@ -122,6 +131,14 @@ class Speculator:
             outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
             self.end(job, Result(outcome, len(job.tokens)), now)
         return chosen
+
+    def _reject_a_sleeper(self, now: float) -> None:
+        """Where too many wait, what is worth nothing makes room for what is new."""
+        name = self.foresight.planner.sleeper()
+        if name is not None:
+            job = self.foresight.jobs[name]
+            reason = f"too many preloads wait; this was valued at {self.foresight.because(job)}"
+            self.end(job, Result(Outcome.REJECTED, self._resident_tokens(job), reason), now)
 
     def _why_expired(self, job: Job) -> str:
         because = self.foresight.because(job)

@@ -161,11 +161,43 @@ def test_only_what_changed_is_looked_at() -> None:
     world = World()
     for number in range(1_000):
         world.offer(f"s{number}", job(0.5 + number / 4_000))
-    world.best()
+    while len(world.asked) < 1_000:
+        before = len(world.asked)
+        world.best()
+        assert len(world.asked) - before <= 256 + 64, "one call looks at a bounded number"
     world.asked.clear()
     for _ in range(10):
         world.planner.withdraw(str(world.best()))
     assert len(world.asked) <= 30
+
+
+def test_when_all_values_fall_at_once_one_call_still_looks_at_few() -> None:
+    world = World()
+    for number in range(200):
+        world.offer(f"s{number}", job(0.5 + number / 1_000))
+    world.best()
+    world.jobs = {name: job(old.outlook.within / 2) for name, old in world.jobs.items()}
+    world.asked.clear()
+    assert world.best() is not None
+    assert len(world.asked) <= 64
+
+
+def test_those_that_are_gone_leave_nothing_behind() -> None:
+    world = World()
+    for number in range(2_000):
+        world.offer("x", job(0.0 if number % 2 else 0.9))
+        world.best(float(number))
+        world.planner.withdraw("x")
+    assert len(world.planner._asleep) + len(world.planner._awake) <= 140
+
+
+def test_a_doze_ends_in_time_even_where_holds_are_long() -> None:
+    world = World()
+    world.planner.longest_doze_s = 10.0
+    world.offer("a", Job(Action.LOAD, 100, 1.0, 1.0, 1.0, outlook(0.0, hold_s=3_600.0)))
+    assert world.best() is None
+    assert world.planner.wakes_at == pytest.approx(10.0)
+    assert world.planner.sleeper() == "a"
 
 
 @given(

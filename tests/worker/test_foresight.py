@@ -8,10 +8,12 @@ import pytest
 from workers import OWNER, Bench, local, text
 
 from kvprefetch.cache.keys import block_keys
+from kvprefetch.contexts import Context
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.worker.foresight import turn_kind
+from kvprefetch.worker.library import Library
 
 Open = Callable[..., TransformersEngine]
 RULES = [{"role": "system", "content": "Obey the rules of the house. " * 12}]
@@ -155,6 +157,61 @@ def test_the_document_opened_last_goes_first_though_it_is_the_longest(open_tiny:
         assert bench.pool.match(job.keys), "the newest first"
         while len(bench.pool.match(job.keys)) < len(job.keys):
             bench.speculate()
+
+
+def test_what_is_worth_nothing_makes_room_for_what_is_new(open_tiny: Open) -> None:
+    bench = Bench(open_tiny())
+    for number in range(8):
+        bench.hint(text(number, 32), probability=0.0, hold_s=1e6)
+    bench.speculate_all()
+    good = bench.hint(text(9, 32), probability=1.0)
+    assert [result.outcome for result in bench.results] == [Outcome.REJECTED]
+    bench.speculate_all()
+    assert good.ticket.result is not None
+    assert good.ticket.result.outcome is Outcome.WARM
+
+
+def test_a_hint_that_sleeps_expires_when_its_time_has_passed_and_not_later(open_tiny: Open) -> None:
+    bench = Bench(open_tiny())
+    bench.hint(text(1, 32), probability=0.0, expected_in_s=2, hold_s=5)
+    bench.speculate_all()
+    assert bench.speculator.wakes_at(bench.now) <= 7.001
+
+
+def test_a_request_that_is_cut_off_leaves_its_session_quiet(open_tiny: Open) -> None:
+    bench = Bench(open_tiny())
+    request = bench.ask(text(1, 200), 4)
+    request.session = "ann"
+    bench.live.step(bench.clock, lambda: False)
+    assert not bench.foresight.sessions.is_quiet("ann")
+    request.cancelled = True
+    bench.serve()
+    assert bench.foresight.sessions.is_quiet("ann")
+
+
+def test_a_session_is_quiet_once_the_last_of_its_requests_has_ended(open_tiny: Open) -> None:
+    bench = Bench(open_tiny())
+    for tokens, answer in ((32, 2), (48, 20)):
+        bench.ask(text(tokens, tokens), answer).session = "ann"
+    while len(bench.live.active) != 1:
+        bench.live.step(bench.clock, lambda: False)
+    assert not bench.foresight.sessions.is_quiet("ann")
+    bench.serve()
+    assert bench.foresight.sessions.is_quiet("ann")
+
+
+def test_a_context_of_many_names_is_forgotten_by_all_of_them(open_tiny: Open) -> None:
+    bench, library = Bench(open_tiny()), Library(max_contexts=3)
+    for number in range(50):
+        job = bench.hint(text(number % 5, 32))
+        job.context = Context(token_ids=tuple(text(number % 5, 32)), name=f"name {number // 2}")
+        job.keys = block_keys(OWNER.root, text(number % 5, 32), 16)
+        library.add(job)
+        for session in ("ann", "bob"):
+            library.used(session, "t", job.keys, float(number))
+            library.next(session, "t", float(number))
+        assert set(library._keys.values()) <= library._contexts.keys()
+        assert len(library._keys) <= len(library._contexts) <= 3
 
 
 def test_what_was_learnt_is_there_after_a_restart(open_tiny: Open, tmp_path: Path) -> None:
