@@ -175,6 +175,9 @@ def test_a_hint_that_sleeps_expires_when_its_time_has_passed_and_not_later(open_
     bench = Bench(open_tiny())
     bench.hint(text(1, 32), probability=0.0, expected_in_s=2, hold_s=5)
     bench.speculate_all()
+    bench.now = 6.5
+    bench.speculate_all()
+    assert bench.foresight.planner.wakes_at > 7.5
     assert bench.speculator.wakes_at(bench.now) <= 7.001
 
 
@@ -203,9 +206,10 @@ def test_a_session_is_quiet_once_the_last_of_its_requests_has_ended(open_tiny: O
 def test_a_context_of_many_names_is_forgotten_by_all_of_them(open_tiny: Open) -> None:
     bench, library = Bench(open_tiny()), Library(max_contexts=3)
     for number in range(50):
-        job = bench.hint(text(number % 5, 32))
-        job.context = Context(token_ids=tuple(text(number % 5, 32)), name=f"name {number // 2}")
-        job.keys = block_keys(OWNER.root, text(number % 5, 32), 16)
+        which = number % 3 if number < 30 else number  # three by ever new names, then others
+        job = bench.hint(text(which, 32))
+        job.context = Context(token_ids=tuple(text(which, 32)), name=f"name {number // 2}")
+        job.keys = block_keys(OWNER.root, text(which, 32), 16)
         library.add(job)
         for session in ("ann", "bob"):
             library.used(session, "t", job.keys, float(number))
