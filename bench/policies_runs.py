@@ -177,6 +177,7 @@ def row_of(section: str, task: Task, report: Report) -> dict[str, Any]:
         "return5_p99_s": times["return_5min"]["p99"],
         "gpu_share": gpu_share(report),
         "recomputed_share": report["prefix_tokens"]["recomputed"] / total,
+        "moved_tokens": prefetch["moved_tokens"],
         "moved_per_useful": per_useful(report),
         "late_share": prefetch["late_share"],
         "speculative_gpu_s": prefetch["gpu_seconds"],  # 0 in replays of sessions: there speculation only moves
