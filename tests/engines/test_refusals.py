@@ -118,8 +118,13 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_that_would_be_wrong_is_refused_by_name(name: str) -> None:
     reason, config = REFUSED[name]
+    model = tiny_model(config())
+    if reason == "AttentionInterface" and model.is_backend_compatible():
+        # newer releases of transformers have moved the family to the interface: the self-test has found it right
+        assert open_engine(prepare(model, None, name), SETTINGS).loaded.name == name
+        return
     with pytest.raises(UnsupportedModel, match=f"^{name}.*{reason}"):
-        open_engine(prepare(tiny_model(config()), None, name), SETTINGS)
+        open_engine(prepare(model, None, name), SETTINGS)
 
 
 def test_an_encoder_decoder_is_refused() -> None:
