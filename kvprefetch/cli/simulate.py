@@ -21,7 +21,7 @@ from kvprefetch.sim.visits import place_visits
 
 NAVIGATION = "navigation"
 _M = Machine()
-_POLICIES = "gpu-lru,reactive,ttl:300,pause,next-turn,oracle:5,belady"
+_POLICIES = "gpu-lru,reactive,ttl:300,pause,next-turn,kvprefetch,kvprefetch-inferred,oracle:5,belady"
 
 
 def parse_signals(text: str) -> Signals:
