@@ -36,6 +36,11 @@ class Ticket:
     overtaken: bool = False  # a request for the whole context came before it was done
     unspent: set[BlockKey] = field(default_factory=set)  # its resident keys nobody used yet
 
+    @property
+    def expires_at(self) -> float:
+        """When nobody can be expected to want it any more."""
+        return self.expected_at + self.hold_s
+
 
 @dataclass
 class Ledger:

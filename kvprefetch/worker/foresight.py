@@ -22,7 +22,6 @@ from kvprefetch.outcomes import Outcome
 from kvprefetch.plan.budget import Budget
 from kvprefetch.plan.planner import Action, Candidate, Decision, Planner
 from kvprefetch.plan.planner import Job as Work
-from kvprefetch.plan.preload import expires_at
 from kvprefetch.plan.rates import Rates
 from kvprefetch.plan.value import Load
 from kvprefetch.predict.outlook import Outlook
@@ -260,7 +259,7 @@ class Foresight:
         ticket, idle = job.ticket, self.sessions.idle(job.ticket.session, now)
         if not candidate.proposed:
             candidate.proposed = True
-            until = expires_at(ticket)
+            until = ticket.expires_at
             self.trials.propose(job.name, ticket.because, ticket.tenant, claimed, idle, now, until)
             if job.is_next_turn:
                 self._turns[ticket.session] = job

@@ -21,7 +21,6 @@ from kvprefetch.errors import InvalidRequest, PoolError
 from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.planner import Action, Decision
-from kvprefetch.plan.preload import expires_at
 from kvprefetch.plan.slices import slice_end, speculative_chunk
 from kvprefetch.settings import SpeculationSettings
 from kvprefetch.worker.foresight import Foresight
@@ -63,7 +62,7 @@ class Speculator:
                 self.end(old, Result(Outcome.CANCELLED, 0, "a newer turn took its place"), now)
         self.jobs.append(job)
         self._planned = None
-        self._next_expiry = min(self._next_expiry, expires_at(job.ticket))
+        self._next_expiry = min(self._next_expiry, job.ticket.expires_at)
         if len(self.jobs) > self.settings.max_pending:
             self._reject_a_sleeper(now)
         if len(self.jobs) > self.settings.max_pending:
@@ -85,9 +84,9 @@ class Speculator:
         """End the jobs whose time has passed, busy or not."""
         if now <= self._next_expiry:
             return
-        for job in [j for j in self.jobs if expires_at(j.ticket) < now]:
+        for job in [j for j in self.jobs if j.ticket.expires_at < now]:
             self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), self._why_expired(job)), now)
-        self._next_expiry = min((expires_at(job.ticket) for job in self.jobs), default=inf)
+        self._next_expiry = min((job.ticket.expires_at for job in self.jobs), default=inf)
 
     def wakes_at(self, now: float) -> float:
         """When `step` will have something to do: `now`, later, or never (inf)."""

@@ -277,3 +277,10 @@ def test_the_books_forget_what_is_settled() -> None:
     assert not ledger._waiting
     assert not ledger._resident
     assert not ledger._holds
+
+
+def test_nobody_can_be_expected_to_want_it_once_its_hold_after_the_expected_use_is_over() -> None:
+    ticket = Ledger().issue(
+        10.0, tenant="t", session="s", probability=0.5, expected_in_s=5.0, hold_s=60.0, because="hint"
+    )
+    assert ticket.expires_at == 75.0
