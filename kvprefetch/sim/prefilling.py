@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvprefetch.cache.evict import Demand
-from kvprefetch.cache.spans import Span
+from kvprefetch.cache.spans import Span, SpanPool
 from kvprefetch.errors import PoolFull
 from kvprefetch.sim.clock import VirtualClock
 from kvprefetch.sim.lru_pool import LruPool
@@ -49,10 +49,10 @@ class PrefillingWorker(SimWorker):
     ) -> None:
         self.quiet = clock
         super().__init__(machine, clock, strategy, record)
-        self.gpu, self.host = (LruPool(pool.capacity, strategy.merges) for pool in (self.gpu, self.host))
-        self.gpu.on_first_use = self._note_use
         self.host.on_first_use = self._note_computed
-        strategy.attach(self)  # again, to these pools
+
+    def _gpu_pool(self, capacity: int) -> SpanPool:
+        return LruPool(capacity, self.strategy.merges)
 
     def wake(self) -> None:
         """Something may be worth doing now."""

@@ -99,7 +99,7 @@ class SimWorker:
         self, machine: Machine, clock: VirtualClock, strategy: Strategy, record: Callable[[Live], None]
     ) -> None:
         self.machine, self.clock, self.strategy, self.record = machine, clock, strategy, record
-        self.gpu = SpanPool(machine.gpu_tokens // machine.block_tokens, strategy.gpu_policy, strategy.merges)
+        self.gpu = self._gpu_pool(machine.gpu_tokens // machine.block_tokens)
         host_tokens = machine.host_tokens if strategy.has_host else 0
         self.host = LruPool(host_tokens // machine.block_tokens, strategy.merges)
         self.gpu.on_first_use = self._note_use
@@ -112,6 +112,9 @@ class SimWorker:
         self.gpu_seconds = 0.0
         self.active = 0
         strategy.attach(self)
+
+    def _gpu_pool(self, capacity: int) -> SpanPool:
+        return SpanPool(capacity, self.strategy.gpu_policy, self.strategy.merges)
 
     # -- live requests ---------------------------------------------------------------------------------
     def arrive(self, request: Request) -> None:

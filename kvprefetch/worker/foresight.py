@@ -89,7 +89,7 @@ class Foresight:
             self.trials.withdraw(job.name)
 
     def requested(self, session: str, tenant: str, keys: Sequence[BlockKey], now: float) -> None:
-        """A live request has been admitted."""
+        """A live request has been admitted. `keys` of its blocks."""
         self._arrivals = self._arrivals * exp(-max(now - self._arrived_at, 0.0) / _ARRIVALS_S) + 1
         self._arrived_at = now
         if self.pool.pages != self._guarded_pages:  # it was given another size

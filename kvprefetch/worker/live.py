@@ -38,6 +38,7 @@ class LiveQueue:
         self.engine, self.pool, self.ledger, self.foresight, self.finished = engine, pool, ledger, foresight, finished
         self.waiting: deque[LiveRequest] = deque()
         self.active: list[LiveRequest] = []
+        self._fresh: list[LiveRequest] = []  # admitted, of which the predictor has not heard yet
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.active)
@@ -58,8 +59,9 @@ class LiveQueue:
         # on a GPU a slice's kernels may still run: there the planner learns from speculation, which waits for them
         if self.engine.pool.device.type == "cpu" and len(chosen) == 1 and len(chosen[0][1].tokens) > 1:
             self.foresight.rates.computed(chosen[0][1].start, chosen[0][1].end, now() - began)
-        for request, token in zip(wanting, tokens, strict=True):
-            reason = request.accept(token, now())
+        reasons = [request.accept(token, now()) for request, token in zip(wanting, tokens, strict=True)]
+        self._tell(now())
+        for request, reason in zip(wanting, reasons, strict=True):
             if reason is not None:
                 self._finish(request, reason, now())
 
@@ -70,6 +72,7 @@ class LiveQueue:
             request.stream.put_end(error)
         self.waiting.clear()
         doubtful = [block for request in failed for block in request.sequence.close(quarantine=True)]
+        self._tell(now)
         for request in failed:
             self._turn_ended(request, "failed", now)
         if doubtful:
@@ -102,7 +105,7 @@ class LiveQueue:
         capacity = len(request.prompt) + request.max_new - 1  # the last sampled token needs no KV
         sequence.open(capacity, Demand(request.tenant, speculative=False, now=now))
         self.ledger.note_lookup(sequence.keys, lookup, block)
-        self.foresight.requested(request.session, request.tenant, sequence.keys, now)
+        self._fresh.append(request)
         request.stream.reused_tokens = sequence.computed
         self._count_use(request, now)
 
@@ -143,6 +146,7 @@ class LiveQueue:
         ]
 
     def _finish(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
+        self._tell(now)
         was_active = request in self.active
         (self.active if was_active else self.waiting).remove(request)
         self._count_use(request, now)
@@ -161,6 +165,12 @@ class LiveQueue:
             self.finished(request)
         finally:
             stream.put_end()  # whatever happens, its reader must not wait for ever
+
+    def _tell(self, now: float) -> None:
+        """Let the predictor hear of the admitted: after their first forward, as no first token waits for it then."""
+        fresh, self._fresh = self._fresh, []
+        for request in fresh:
+            self.foresight.requested(request.session, request.tenant, request.sequence.keys, now)
 
     def _turn_ended(self, request: LiveRequest, kind: str, now: float) -> None:
         keys = request.sequence.keys

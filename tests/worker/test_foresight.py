@@ -192,6 +192,17 @@ def test_a_request_that_is_cut_off_leaves_its_session_quiet(open_tiny: Open) -> 
     assert bench.foresight.sessions.is_quiet("ann")
 
 
+def test_the_first_token_is_out_before_the_predictor_hears_of_its_request(
+    open_tiny: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(open_tiny())
+    request = bench.ask(text(1, 40), 1)
+    heard: list[int] = []
+    monkeypatch.setattr(bench.foresight, "requested", lambda *said: heard.append(len(request.stream.tokens)))
+    bench.serve()
+    assert heard == [1]
+
+
 def test_a_session_is_quiet_once_the_last_of_its_requests_has_ended(open_tiny: Open) -> None:
     bench = Bench(open_tiny())
     for tokens, answer in ((32, 2), (48, 20)):
