@@ -11,7 +11,16 @@ KVPrefetchError
 ├── PoolError
 │   ├── PoolFull           not enough free or evictable pages right now
 │   └── PoolTooSmall       would not fit even in an empty pool
-├── Closed                 the worker was closed
+├── TierError
+│   ├── TierUnavailable    a tier cannot be reached or used right now
+│   └── ArenaRefused       an arena or disk file of another model, version or service
+├── ServiceError
+│   ├── ServiceUnavailable the service cannot be reached, is draining, or took too long
+│   ├── Unauthenticated    no credential, or a wrong one
+│   ├── PermissionDenied   the credential's role may not do this
+│   ├── UnknownContext     no context, hint or model is known by that name
+│   └── LimitExceeded      the tenant's limit, or the service's
+├── Closed                 the worker or connection was closed
 ├── WorkerFailed           the engine broke while serving; the cause is chained
 └── AccountingError        ``check()`` found a page that is not accounted for
 """
@@ -61,8 +70,44 @@ class PoolTooSmall(PoolError):
     """More pages than the whole pool has."""
 
 
+class TierError(KVPrefetchError):
+    """A tier's place cannot give or take blocks."""
+
+
+class TierUnavailable(TierError):
+    """A tier cannot be reached or used right now; nothing was changed."""
+
+
+class ArenaRefused(TierError):
+    """An arena or disk file of another model, version or service; the message says what to do."""
+
+
+class ServiceError(KVPrefetchError):
+    """The cache service did not do what was asked."""
+
+
+class ServiceUnavailable(ServiceError):
+    """The service cannot be reached, is draining, or took too long."""
+
+
+class Unauthenticated(ServiceError):
+    """No credential, or a wrong one."""
+
+
+class PermissionDenied(ServiceError):
+    """The credential's role may not do this."""
+
+
+class UnknownContext(ServiceError):
+    """No context, hint or model is known by that name."""
+
+
+class LimitExceeded(ServiceError):
+    """The tenant's limit, or the service's, is reached."""
+
+
 class Closed(KVPrefetchError):
-    """The worker was closed before or during the call."""
+    """The worker or connection was closed before or during the call."""
 
 
 class WorkerFailed(KVPrefetchError):

@@ -1,10 +1,13 @@
 """The one settings file (TOML) and the one place where the environment is read.
 
-Every value has a default; an unknown key is an error. `KVPREFETCH_SETTINGS` names a file,
-`KVPREFETCH_CACHE` the folder for downloads.
+Every value has a default; an unknown key is an error. `KVPREFETCH_SETTINGS` names a file, `KVPREFETCH_CACHE` the
+folder for downloads, `KVPREFETCH_TOKEN` the bearer token of a client or worker; `XDG_RUNTIME_DIR` and
+`XDG_STATE_HOME` say where sockets and state go by default.
 """
 
 import os
+import re
+import tempfile
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +57,104 @@ class SpeculationSettings:
 
 
 @dataclass(frozen=True)
+class ServiceSettings:
+    """The cache service of a node: where it listens, what it allows. Times in seconds."""
+
+    listen: tuple[str, ...] = ()  # "unix:///path" and "host:port"; empty: a socket in the user's runtime folder
+    insecure_local: bool = False  # let a loopback port do without credentials
+    tls_certificate: str = ""  # PEM files; with a client CA, clients must show a certificate of it
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    state_dir: str = ""  # the secret, if none is set; empty: in the user's state folder
+    drain_s: float = 30.0  # what is in flight may take so long after SIGTERM
+    max_message_bytes: int = 16 * 2**20
+    max_blocks: int = 16_384  # keys in one call
+    max_contexts: int = 1_024  # named contexts remembered for each tenant
+    max_hints: int = 1_024  # hints open for each tenant
+    signals_per_s: float = 200.0  # of each tenant, averaged over 10 s
+    confidence: float = 0.5  # that a session goes to one worker; below it, preloads go to the host arena
+
+
+@dataclass(frozen=True)
+class ArenaSettings:
+    """The host arena: one shared-memory file for each model's namespace."""
+
+    dir: str = ""  # empty: a folder of the user's in /dev/shm
+    size: str = "1GiB"  # of each namespace's file
+    prefault: bool = True  # touch every page at start, so that no first request pays for it
+    huge_pages: bool = True  # where the system allows it
+    lock: bool = False  # keep it out of swap (mlock), where the system allows it
+    checksums: bool = True  # verify every block that is read
+
+
+@dataclass(frozen=True)
+class DiskSettings:
+    """The disk tier: one file for each model's namespace. Off without a `dir`."""
+
+    dir: str = ""
+    size: str = "10GiB"  # of each namespace's file
+
+
+@dataclass(frozen=True)
+class RedisSettings:
+    """The tier that nodes share: a Redis or Valkey, single or Cluster. Off without a `url`."""
+
+    url: str = field(
+        default="", repr=False
+    )  # redis://, rediss://user:password@host:port/0, or redis+cluster://, rediss+cluster://
+    ca: str = ""  # PEM file that signs the server's certificate, for rediss
+    ttl_s: float = 3_600.0
+    prefix: str = "kvprefetch"
+    timeout_s: float = 0.05  # of one operation
+    store_blocks: bool = True  # false: only the directory of who has what
+    advertise: str = ""  # "host:port" at which other nodes can read from this one's service
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """A worker's HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = 8_000
+    max_body_bytes: int = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Credential:
+    """Who may come in, as what: by the SHA-256 of a bearer token, or by the name in a client certificate."""
+
+    name: str  # of the tenant, worker or operator
+    role: str = "tenant"  # tenant | worker | operator
+    token_sha256: str = field(default="", repr=False)  # hex: `printf %s TOKEN | sha256sum`
+    certificate: str = ""  # a DNS name or the common name of a certificate signed by service.tls_client_ca
+
+    def __post_init__(self) -> None:
+        if self.role not in ("tenant", "worker", "operator"):
+            raise SettingsError(f"credentials: the role of {self.name!r} must be tenant, worker or operator")
+        if not self.name or len(self.name.encode()) > 63:
+            raise SettingsError("credentials: a name has 1 to 63 bytes")
+        if not (self.token_sha256 or self.certificate):
+            raise SettingsError(f"credentials: {self.name!r} needs a token_sha256 or a certificate")
+        if self.token_sha256 and not re.fullmatch("[0-9a-f]{64}", self.token_sha256):
+            raise SettingsError(f"credentials: token_sha256 of {self.name!r} must be 64 hex digits")
+
+
+@dataclass(frozen=True)
 class Settings:
-    """All settings of a worker. `secret` keys the block roots; empty draws one per process."""
+    """All settings of a service or worker. `secret` keys the block roots.
+
+    Empty, a service draws one and keeps it in its state folder; a worker without a service draws one per process.
+    """
 
     pool: PoolSettings = field(default_factory=PoolSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+    arena: ArenaSettings = field(default_factory=ArenaSettings)
+    disk: DiskSettings = field(default_factory=DiskSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    credentials: tuple[Credential, ...] = ()
     tenant: str = "default"
     secret: str = field(default="", repr=False)
 
@@ -100,6 +195,39 @@ def settings_from(table: dict[str, object], source: str = "settings") -> Setting
 def cache_dir() -> Path:
     """Where downloads are kept: $KVPREFETCH_CACHE, else ~/.cache/kvprefetch."""
     return Path(os.environ.get("KVPREFETCH_CACHE") or Path.home() / ".cache" / "kvprefetch")
+
+
+def runtime_dir() -> Path:
+    """The user's folder for sockets; it may not exist yet."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "kvprefetch" if base else Path(tempfile.gettempdir()) / f"kvprefetch-{os.getuid()}"
+
+
+def state_dir() -> Path:
+    """The user's folder for what is kept from run to run; it may not exist yet."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kvprefetch"
+
+
+def shared_memory_dir() -> Path:
+    """The user's folder for arenas; it may not exist yet."""
+    base = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    return base / f"kvprefetch-{os.getuid()}"
+
+
+def client_token() -> str:
+    """The bearer token that the environment gives; "" for none."""
+    return os.environ.get("KVPREFETCH_TOKEN", "")
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str, key: str) -> int:
+    """The bytes that "512MiB", "2GiB" or a plain number mean. Raises SettingsError naming `key`."""
+    exact = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?B?|B)?", text.strip(), re.IGNORECASE)
+    if exact is None:
+        raise SettingsError(f"{key} {text!r}: write bytes such as 512MiB or 2GiB")
+    return int(float(exact[1]) * _UNITS[(exact[2] or "").upper()])
 
 
 def _strict_converter() -> cattrs.Converter:

@@ -7,10 +7,10 @@ import psutil
 import torch
 
 from kvprefetch.errors import PoolTooSmall, SettingsError
+from kvprefetch.settings import parse_bytes
 from kvprefetch.tiers.segments import open_segments
 
 LAYOUT = "block-major/1"  # [page, layer, k|v, slot, kv head, dim]
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def pool_bytes(size: str, device: torch.device) -> int:
         if not 0 < part <= 1:
             raise SettingsError(f"pool.size {size!r}: the share must be above 0% and at most 100%")
         return int(part * _free_bytes(device))
-    if exact := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?B?|B)?", text, re.IGNORECASE):
-        return int(float(exact[1]) * _UNITS[(exact[2] or "").upper()])
-    raise SettingsError(f"pool.size {size!r}: write bytes such as 512MiB or a share such as 25%")
+    return parse_bytes(text, "pool.size")
 
 
 def _free_bytes(device: torch.device) -> int:

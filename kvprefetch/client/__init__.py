@@ -1,0 +1,1 @@
+"""Connections to a cache service: synchronous, thread-safe, no torch."""

@@ -1,0 +1,1 @@
+"""A worker's HTTP endpoint: the OpenAI API over one worker."""
