@@ -17,6 +17,7 @@ class Breaker:
     failures: int = 0  # since it was made
     _wait_s: float = 0.0  # 0: closed, everybody may ask
     _until: float = 0.0
+    _is_tried: bool = False  # somebody asks again, alone
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -32,19 +33,21 @@ class Breaker:
             if now < self._until:
                 return False
             self._until = now + self._wait_s  # the others wait for what this one finds
+            self._is_tried = True
             return True
 
     def succeeded(self) -> None:
         """It answered."""
         if self._wait_s:
             with self._lock:
-                self._wait_s = 0.0
+                self._wait_s, self._is_tried = 0.0, False
 
     def failed(self, now: float) -> None:
         """It did not."""
         with self._lock:
             self.failures += 1
-            if now < self._until and self._wait_s and self._until - now < self._wait_s:
-                return  # others were under way when the first one failed
+            if self._wait_s and not self._is_tried:
+                return  # it was under way when another one failed
+            self._is_tried = False
             self._wait_s = min(max(2 * self._wait_s, self.first_s), self.longest_s)
             self._until = now + self._wait_s
