@@ -1,6 +1,7 @@
 """A live request: the worker's side of it, and the stream that its caller reads."""
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +20,10 @@ class FinishReason(Enum):
     CANCELLED = "cancelled"
 
 
+Event = str | BaseException | None
+"""A piece of text ("": a token that lets none through yet); then, once, the error or None: no more will come."""
+
+
 @dataclass
 class Timing:
     """When things happened, in seconds of the worker's clock."""
@@ -29,8 +34,9 @@ class Timing:
 
 
 class Generation:
-    """An answer being made. Iterate for its text pieces, or call `result()` for all of it.
+    """An answer being made. Iterate for its text pieces, or call `result()` for all of it, or `subscribe`.
 
+    It has one reader, in one of these ways.
     Fields are filled by the worker and final once iteration has ended: `tokens`, `text`, `prompt_tokens`,
     `reused_tokens` (found in the pool), `ttft_s` (from the call to the first token), `finish_reason`.
     """
@@ -42,7 +48,9 @@ class Generation:
         self.reused_tokens = 0
         self.ttft_s: float | None = None
         self.finish_reason: FinishReason | None = None
-        self._events: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._listener: Callable[[Event], None] | None = None
+        self._turn = threading.Lock()  # between an event and a subscription: none is lost, none comes twice
         self._cancel = cancel
         self._ended = False
 
@@ -51,7 +59,8 @@ class Generation:
         while not self._ended:
             event = self._events.get()
             if isinstance(event, str):
-                yield event
+                if event:
+                    yield event
                 continue
             self._ended = True
             if event is not None:
@@ -63,6 +72,16 @@ class Generation:
             pass
         return self
 
+    def subscribe(self, listener: Callable[[Event], None]) -> None:
+        """Have `listener` called for each event in order: at once for what has been, later on the worker's thread.
+
+        It must not block and must not raise, and must not come back to this object's events.
+        """
+        with self._turn:
+            while not self._events.empty():
+                listener(self._events.get_nowait())
+            self._listener = listener
+
     def cancel(self) -> None:
         """Stop early; what was made stays readable. Calling it again does nothing."""
         self._cancel()
@@ -71,11 +90,18 @@ class Generation:
     def put_text(self, piece: str) -> None:
         """Hand a piece to the reader."""
         self.text += piece
-        self._events.put(piece)
+        self._put(piece)
 
     def put_end(self, error: BaseException | None = None) -> None:
         """No more will come."""
-        self._events.put(error)
+        self._put(error)
+
+    def _put(self, event: Event) -> None:
+        with self._turn:
+            if self._listener is not None:
+                self._listener(event)
+            else:
+                self._events.put(event)
 
 
 @dataclass(eq=False)
@@ -116,9 +142,7 @@ class LiveRequest:
         self.stream.tokens.append(token)
         if token in self.eos and not self.sampling.ignore_eos:
             return FinishReason.STOP
-        piece = self.text.push(token)
-        if piece:
-            self.stream.put_text(piece)
+        self.stream.put_text(self.text.push(token))
         if self.text.stopped:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.stream.tokens) >= self.max_new else None
