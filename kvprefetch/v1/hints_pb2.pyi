@@ -44,18 +44,20 @@ class SignalReply(_message.Message):
     def __init__(self) -> None: ...
 
 class PrefetchRequest(_message.Message):
-    __slots__ = ("context", "session", "probability", "expected_in_s", "hold_s")
+    __slots__ = ("context", "session", "probability", "expected_in_s", "hold_s", "follow")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_IN_S_FIELD_NUMBER: _ClassVar[int]
     HOLD_S_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
     context: Context
     session: str
     probability: float
     expected_in_s: float
     hold_s: float
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., session: _Optional[str] = ..., probability: _Optional[float] = ..., expected_in_s: _Optional[float] = ..., hold_s: _Optional[float] = ...) -> None: ...
+    follow: int
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., session: _Optional[str] = ..., probability: _Optional[float] = ..., expected_in_s: _Optional[float] = ..., hold_s: _Optional[float] = ..., follow: _Optional[int] = ...) -> None: ...
 
 class PrefetchEvent(_message.Message):
     __slots__ = ("hint", "outcome", "use", "tokens", "reason", "because", "worker")
