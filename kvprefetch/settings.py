@@ -70,7 +70,7 @@ class ServiceSettings:
     max_message_bytes: int = 16 * 2**20
     max_blocks: int = 16_384  # keys in one call
     max_contexts: int = 1_024  # named contexts remembered for each tenant
-    max_context_bytes: int = 256 * 2**20  # of those of one tenant together
+    max_context_bytes: int = 256 * 2**20  # of those of one tenant together, and once more of its open hints' contexts
     max_hints: int = 1_024  # hints open for each tenant
     signals_per_s: float = 200.0  # of each tenant, averaged over 10 s
     confidence: float = 0.5  # that a session goes to one worker; below it, preloads go to the host arena

@@ -1,0 +1,229 @@
+"""The `Hints` service: what applications say, checked, counted, and given to workers.
+
+Promises
+- Every call is for the caller's own tenant. Names and hints of another tenant are unknown.
+- `Signal` and `Prefetch` return their first answer at once; nothing waits for a worker but the events that it tells.
+- A hint lives on when its stream is closed.
+- Contexts are not rendered here: their JSON is looked at no further than its first byte, and never logged.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvprefetch.client.words import outcome_word, use_word
+from kvprefetch.errors import InvalidRequest, LimitExceeded, ServiceUnavailable
+from kvprefetch.service.auth import caller
+from kvprefetch.service.calls import Context as Call
+from kvprefetch.service.hints import Hint, HintBook, TenantBook
+from kvprefetch.service.limits import Bucket, Names
+from kvprefetch.settings import ServiceSettings, Settings
+from kvprefetch.v1 import hints_pb2 as pb
+from kvprefetch.v1 import hints_pb2_grpc
+from kvprefetch.v1.workers_pb2 import Observed, Preload, ServiceMessage
+
+SESSION_ENDED = "session_ended"
+_KINDS = 64  # of signals, counted apart; callers choose the words, so there must be an end
+_WORD_BYTES = 256  # of a kind, a session, a name
+_ATTRIBUTES_BYTES = 64 * 2**10
+
+
+@dataclass
+class Allowance:
+    """What is kept for one tenant."""
+
+    signals: Bucket
+    names: Names
+    kinds: Counter[str] = field(default_factory=Counter)  # signals read, by kind; those beyond the first 64: "other"
+    stale: int = 0
+    refused: int = 0
+
+    @classmethod
+    def of(cls, settings: ServiceSettings) -> "Allowance":
+        """A fresh one."""
+        return cls(Bucket(settings.signals_per_s), Names(settings.max_contexts, settings.max_context_bytes))
+
+
+class HintsService(hints_pb2_grpc.HintsServicer):
+    """See the module's promises. `clock`: monotonic seconds; `wall`: seconds since the epoch."""
+
+    def __init__(
+        self,
+        book: HintBook,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.book, self.settings, self.clock, self.wall = book, settings, clock, wall
+        self.allowances: dict[str, Allowance] = {}
+
+    async def Signal(self, request: pb.SignalRequest, context: Call) -> pb.SignalReply:
+        """See the proto."""
+        tenant, now = caller().tenant, self.clock()
+        allowance = self._allowance(tenant)
+        if not allowance.signals.take(now):
+            allowance.refused += 1
+            raise LimitExceeded(f"more than {allowance.signals.rate:g} signals/s (service.signals_per_s)")
+        _check_signal(request)
+        age_s = self.wall() - request.at if request.at else 0.0
+        if age_s > self.settings.speculation.hold_s:
+            allowance.stale += 1
+            return pb.SignalReply()
+        contexts = [self._content(tenant, each, now) for each in request.contexts]
+        self.book.make_room(tenant, len(contexts), sum(each.ByteSize() for each in contexts))
+        for each in contexts:
+            self.book.resolve_model(each.model)
+        known = request.kind in allowance.kinds or len(allowance.kinds) < _KINDS
+        allowance.kinds[request.kind if known else "other"] += 1
+        if request.kind == SESSION_ENDED:
+            self._end_session(tenant, request.session, now)
+        elif not contexts:
+            self._observe(tenant, request.session, request.kind, set())
+        for each in contexts:
+            self._preload_for(request, each, tenant, now)
+        return pb.SignalReply()
+
+    async def Prefetch(self, request: pb.PrefetchRequest, context: Call) -> AsyncIterator[pb.PrefetchEvent]:
+        """See the proto."""
+        hint = self._hint(caller().tenant, request)
+        yield _event(hint)
+        await hint.resolved.wait()
+        self._refuse_if_closed()
+        yield _event(hint, with_outcome=True)
+        if hint.outcome is not None and hint.outcome.is_resident:
+            await hint.ended.wait()
+            self._refuse_if_closed()
+            yield _event(hint, with_outcome=True, with_use=True)
+
+    async def Cancel(self, request: pb.CancelRequest, context: Call) -> pb.CancelReply:
+        """See the proto."""
+        hint = self.book.find(caller().tenant, request.hint)
+        self.book.cancel(hint, "withdrawn by the caller", self.clock())
+        return pb.CancelReply()
+
+    def stats(self, tenant: str | None = None) -> dict[str, Any]:
+        """Counts by tenant: of all, or of one."""
+        names = {*self.book.tenants, *self.allowances} if tenant is None else {tenant}
+        return {name: self._stats_of(name) for name in sorted(names)}
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _allowance(self, tenant: str) -> Allowance:
+        if tenant not in self.allowances:
+            self.allowances[tenant] = Allowance.of(self.settings.service)
+        return self.allowances[tenant]
+
+    def _hint(self, tenant: str, request: pb.PrefetchRequest) -> Hint:
+        """The hint that is asked for, or followed."""
+        if request.follow:
+            return self.book.find(tenant, request.follow)
+        now = self.clock()
+        _check_numbers(request)
+        preload = Preload(
+            session=_word(request.session, "session"),
+            context=self._content(tenant, request.context, now),
+            probability=request.probability,
+            expected_in_s=request.expected_in_s,
+        )
+        return self.book.issue(tenant, preload, now, request.hold_s if request.HasField("hold_s") else None)
+
+    def _content(self, tenant: str, context: pb.Context, now: float) -> pb.Context:
+        """The context itself, where only its name is given; and remember one that has both."""
+        _word(context.name, "name")
+        names = self._allowance(tenant).names
+        if context.name and not context.messages and not context.token_ids:
+            known = pb.Context()
+            known.CopyFrom(names.recall(context.name, now))
+            known.model = context.model or known.model
+            return known
+        _check_content(context)
+        if context.name:
+            names.remember(context.name, context, now)
+        return context
+
+    def _preload_for(self, request: pb.SignalRequest, context: pb.Context, tenant: str, now: float) -> None:
+        """A context that a signal names."""
+        probability = self.settings.speculation.signal_probability
+        preload = Preload(session=request.session, context=context, probability=probability, kind=request.kind)
+        self.book.issue(tenant, preload, now)
+
+    def _end_session(self, tenant: str, session: str, now: float) -> None:
+        """Whoever has to do with the session is told, and what waits for it is withdrawn."""
+        if not session:
+            return
+        hints = self.book.of_session(tenant, session)
+        self._observe(tenant, session, SESSION_ENDED, {hint.worker for hint in hints if hint.worker})
+        for hint in hints:
+            self.book.cancel(hint, "the session ended", now)
+        self.book.workers.session_ended(tenant, session)
+
+    def _observe(self, tenant: str, session: str, kind: str, also: set[bytes]) -> None:
+        """Tell the session's likely workers, one of each model, for their predictors."""
+        if not session:
+            return
+        workers = self.book.workers
+        places = [workers.place(tenant, session, model) for model in workers.models()]
+        message = ServiceMessage(observed=Observed(tenant=tenant, session=session, kind=kind))
+        for worker in also | {place[0] for place in places if place}:
+            workers.send(worker, message)
+
+    def _refuse_if_closed(self) -> None:
+        if self.book.is_closed:
+            raise ServiceUnavailable("the service is draining; ask again when it has restarted")
+
+    def _stats_of(self, tenant: str) -> dict[str, Any]:
+        book = self.book.tenants.get(tenant, TenantBook())
+        allowance = self.allowances.get(tenant) or Allowance.of(self.settings.service)
+        return {
+            "hints": book.stats(),
+            "signals": {"kinds": dict(allowance.kinds), "stale": allowance.stale, "refused": allowance.refused},
+            "contexts": {"named": len(allowance.names), "bytes": allowance.names.bytes},
+        }
+
+
+def _event(hint: Hint, *, with_outcome: bool = False, with_use: bool = False) -> pb.PrefetchEvent:
+    event = pb.PrefetchEvent(hint=hint.number, worker=hint.worker_name)
+    if with_outcome:
+        event.outcome, event.tokens = outcome_word(hint.outcome), hint.tokens
+        event.reason, event.because = hint.reason, hint.because
+    if with_use:
+        event.use, event.tokens = use_word(hint.use), hint.used_tokens
+    return event
+
+
+def _word(text: str, what: str) -> str:
+    if len(text.encode()) > _WORD_BYTES:
+        raise InvalidRequest(f"a {what} has at most {_WORD_BYTES} bytes")
+    return text
+
+
+def _check_numbers(request: pb.PrefetchRequest) -> None:
+    if not 0 <= request.probability <= 1:
+        raise InvalidRequest(f"a probability is from 0 to 1, not {request.probability}")
+    if not all(0 <= seconds < math.inf for seconds in (request.hold_s, request.expected_in_s)):
+        raise InvalidRequest("hold_s and expected_in_s are finite seconds, 0 or more")
+
+
+def _check_signal(request: pb.SignalRequest) -> None:
+    _word(request.kind, "signal's kind")
+    _word(request.session, "session")
+    if not request.kind:
+        raise InvalidRequest("a signal has a kind, a word of your own such as 'document_opened'")
+    if len(request.attributes) > _ATTRIBUTES_BYTES:
+        raise InvalidRequest(f"a signal's attributes have at most {_ATTRIBUTES_BYTES} bytes")
+    if not math.isfinite(request.at):
+        raise InvalidRequest("at is seconds since the epoch")
+
+
+def _check_content(context: pb.Context) -> None:
+    if bool(context.messages) == bool(context.token_ids):
+        raise InvalidRequest("a context has either messages or token_ids, or else the name of one given before")
+    for what, text, sign in (
+        ("messages are a JSON list", context.messages, b"["),
+        ("tools are a JSON list", context.tools, b"["),
+        ("chat_template_kwargs are a JSON object", context.chat_template_kwargs, b"{"),
+    ):
+        if text and text[:64].lstrip()[:1] != sign:
+            raise InvalidRequest(f"a context's {what}")
