@@ -9,6 +9,11 @@ from kvprefetch.errors import InvalidRequest
 Message = Mapping[str, Any]
 
 
+def qualified(tenant: str, name: str) -> str:
+    """A session's or context's name, told apart from another tenant's of the same name; "" stays ""."""
+    return f"{tenant}\x1f{name}" if name else ""
+
+
 @dataclass(frozen=True)
 class Context:
     """A prefix of a coming prompt: either `messages` (more will follow) or exact `token_ids`.

@@ -1,25 +1,19 @@
 """`kvprefetch.local`: a worker in this process, with the same calls as a connection to a service."""
 
-import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvprefetch.cache.keys import Namespace, Scope, root_key
-from kvprefetch.cache.sequence import Owner, PagedSequence
-from kvprefetch.contexts import Context, Message, Sampling
+from kvprefetch.contexts import Context, Message, Sampling, qualified
 from kvprefetch.engines.engine import TransformersEngine, open_engine
 from kvprefetch.engines.load import LoadedModel
-from kvprefetch.engines.sampling import Sampler
-from kvprefetch.engines.text import TextStream
-from kvprefetch.errors import InvalidRequest, PoolTooSmall
+from kvprefetch.errors import InvalidRequest
 from kvprefetch.settings import Settings, load_settings
 from kvprefetch.tiers.device import pool_bytes
+from kvprefetch.worker.core import Core
 from kvprefetch.worker.hints import Hints, Prefetch
-from kvprefetch.worker.loop import Worker
-from kvprefetch.worker.request import Generation, LiveRequest, Timing
-from kvprefetch.worker.state_file import restore, save
+from kvprefetch.worker.link import Link
+from kvprefetch.worker.request import Generation
 
 if TYPE_CHECKING:
     from kvprefetch.worker.compact import Compaction
@@ -27,19 +21,27 @@ if TYPE_CHECKING:
 
 
 class Local:
-    """One model, one pool, one worker thread, in this process. Thread-safe; close it, or use it in `with`."""
+    """One model, one pool, one worker thread, in this process. Thread-safe; close it, or use it in `with`.
 
-    def __init__(self, engine: TransformersEngine, settings: Settings) -> None:
-        self.engine, self.settings = engine, settings
-        secret = settings.secret.encode() or secrets.token_bytes(32)
-        namespace = Namespace(Scope.PRIVATE, settings.tenant)
-        self._owner = Owner(root_key(secret, namespace, engine.fingerprint), settings.tenant)
-        self.worker = Worker(engine, settings, time.monotonic, lambda ended: self._hints.foresee(ended))
-        self._hints = Hints(self.worker, settings.speculation, self._owner)
-        self._state = Path(settings.speculation.state_file) if settings.speculation.state_file else None
-        if self._state is not None:
-            state = self._state
-            self.worker.call(lambda: restore(self.worker.foresight, state))
+    It speaks for one tenant, the settings' by default; `as_tenant` gives the same worker for another.
+    """
+
+    def __init__(self, engine: TransformersEngine, settings: Settings, link: Link | None = None) -> None:
+        self._bind(Core(engine, settings, link), settings.tenant)
+
+    def _bind(self, core: Core, tenant: str) -> None:
+        self.core, self.tenant = core, tenant
+        self.engine, self.settings, self.worker = core.engine, core.settings, core.worker
+
+    def as_tenant(self, name: str) -> "Local":
+        """The same worker, for another tenant: closing either closes both."""
+        view = object.__new__(Local)
+        view._bind(self.core, name)
+        return view
+
+    @property
+    def _hints(self) -> Hints:
+        return self.core.hints(self.tenant)
 
     # -- contexts, hints, signals ----------------------------------------------------------------------
     def context(
@@ -124,10 +126,10 @@ class Local:
                 messages, tools=tools, chat_template_kwargs=chat_template_kwargs, token_ids=token_ids
             )
             prompt = self.worker.renderer.prompt(context)
-            request = self._request(prompt, Sampling(**sampling), arrived)
-            request.session = session
+            request = self.core.request(prompt, Sampling(**sampling), arrived, self.tenant)
+            request.session = qualified(self.tenant, session)
             request.context = context if session and context.messages else None
-            self.worker.submit(request)
+            self.core.submit(request, session)
         return request.stream
 
     def stats(self) -> dict[str, Any]:
@@ -164,10 +166,7 @@ class Local:
 
     def close(self) -> None:
         """End all requests and prefetches and the worker's thread. Calling it again does nothing."""
-        self.worker.close()
-        if self._state is not None:
-            save(self.worker.foresight, self._state)
-            self._state = None
+        self.core.close()
 
     def __enter__(self) -> "Local":
         return self
@@ -176,33 +175,6 @@ class Local:
         self.close()
 
     # -- within ----------------------------------------------------------------------------------------
-    def _request(self, prompt: list[int], sampling: Sampling, arrived: float) -> LiveRequest:
-        engine = self.engine
-        engine.validate(prompt)
-        room = engine.max_tokens - len(prompt) if engine.max_tokens is not None else sampling.max_tokens
-        max_new = min(sampling.max_tokens, room)
-        pages = -(-(len(prompt) + max_new - 1) // engine.block_tokens)
-        if pages > self.worker.pool.pages:
-            raise PoolTooSmall(
-                f"{len(prompt)} prompt tokens and up to {max_new} new ones need {pages} pages of "
-                f"{engine.block_tokens} tokens; the pool has {self.worker.pool.pages}"
-            )
-        sequence = PagedSequence(self.worker.pool, self._owner, prompt, engine.block_tokens)
-        request = LiveRequest(
-            prompt=prompt,
-            sampling=sampling,
-            sequence=sequence,
-            stream=Generation(lambda: setattr(request, "cancelled", True)),
-            sampler=Sampler(sampling),
-            text=TextStream(engine.loaded.tokenizer, sampling.stop),
-            eos=engine.eos_tokens,
-            max_new=max_new,
-            timing=Timing(arrived),
-            tenant=self._owner.tenant,
-        )
-        request.stream.prompt_tokens = len(prompt)
-        return request
-
     def _stats(self) -> dict[str, Any]:
         pool = self.worker.pool
         self.worker.ledger.expire_holds(self.worker.clock())
@@ -225,10 +197,11 @@ class Local:
             "lookups": self.worker.ledger.lookup_stats(),
             "signals": self._hints.signal_counts(),
             "eviction": {
-                "by": "lru" if self.worker.foresight.guard.prefers_lru(self._owner.tenant) else "index",
+                "by": "lru" if self.worker.foresight.guard.prefers_lru(self.tenant) else "index",
                 "fallbacks": self.worker.foresight.guard.fallbacks,
             },
             "evidence": self.worker.foresight.stats(self.worker.clock()),
+            "node": self.core.link.stats() if self.core.link else None,
         }
 
 

@@ -121,6 +121,12 @@ class PagedSequence:
             self.shared += 1
         return published
 
+    def loaded(self, blocks: int, *, speculative_until: float | None = None) -> list[Block]:
+        """The next `blocks` pages hold what somebody else computed: publish them. Nothing beyond is computed yet."""
+        published = self.complete((self.shared + blocks) * self.block_tokens, speculative_until=speculative_until)
+        self.computed = min(self.computed, len(self.tokens) - 1)
+        return published
+
     def close(self, *, quarantine: bool = False) -> list[Block]:
         """Drop all references; unpublished pages are freed, or quarantined (and returned). Idempotent."""
         doubtful = self.blocks[self.shared :] if quarantine else []

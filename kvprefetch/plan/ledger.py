@@ -6,14 +6,14 @@ speculatively is *used* once a live request has matched it, so `computed = used 
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.misses import Lookup
-from kvprefetch.outcomes import Outcome, Result, Use
+from kvprefetch.outcomes import MissReason, Outcome, Result, Use
 
 
 @dataclass(eq=False)
@@ -35,6 +35,7 @@ class Ticket:
     found: int = 0  # blocks that were resident before any work was done for it
     overtaken: bool = False  # a request for the whole context came before it was done
     unspent: set[BlockKey] = field(default_factory=set)  # its resident keys nobody used yet
+    settled: Callable[["Ticket"], None] | None = None  # called once it has its use
 
     @property
     def expires_at(self) -> float:
@@ -54,7 +55,7 @@ class Ledger:
     tokens_abandoned: int = 0
     seconds: float = 0.0
     lookups: int = 0
-    looked_up: Counter[str] = field(default_factory=Counter)  # blocks: "total", "hits", and by miss reason
+    looked_up: Counter[str] = field(default_factory=Counter)  # blocks: "total", "hits", "loaded", by miss reason
     evicted_by: Counter[str] = field(default_factory=Counter)  # missed blocks, by the rule that evicted them
     _closed: int = 0  # of the issued: those with nothing to come
     _numbers: Any = field(default_factory=count)
@@ -111,7 +112,7 @@ class Ledger:
     def note_lookup(self, keys: Sequence[BlockKey], lookup: Lookup, block_tokens: int) -> None:
         """A live request for `keys` was served; `lookup` says what it found."""
         self.lookups += 1
-        self.looked_up.update({"total": lookup.blocks, "hits": lookup.hits})
+        self.looked_up.update({"total": lookup.blocks, "hits": lookup.hits, "loaded": lookup.loaded})
         self.looked_up.update({reason.value: blocks for reason, blocks in lookup.misses.items()})
         self.evicted_by.update(lookup.rules)
         for key in keys:
@@ -124,6 +125,11 @@ class Ledger:
         for ticket, depth in deepest.items():
             ticket.used_tokens = depth * block_tokens
             self._use(ticket, Use.USED)
+
+    def note_not_loaded(self, blocks: int, reason: MissReason) -> None:
+        """So many blocks of a look-up that were to be loaded have to be computed after all."""
+        self.looked_up["loaded"] -= blocks
+        self.looked_up[reason.value] += blocks
 
     def note_evicted(self, key: BlockKey) -> None:
         """A resident block is gone; a ticket whose last unused block it was, is EVICTED."""
@@ -166,12 +172,13 @@ class Ledger:
         }
 
     def lookup_stats(self) -> dict[str, Any]:
-        """Look-ups in blocks: `hits` and the misses by reason sum to `blocks`."""
-        reasons = {k: v for k, v in self.looked_up.items() if k not in ("total", "hits") and v}
+        """Look-ups in blocks: `hits`, `loaded` and the misses by reason sum to `blocks`."""
+        reasons = {k: v for k, v in self.looked_up.items() if k not in ("total", "hits", "loaded") and v}
         return {
             "count": self.lookups,
             "blocks": self.looked_up["total"],
             "hits": self.looked_up["hits"],
+            "loaded": self.looked_up["loaded"],
             "misses": reasons,
             "evicted_by": dict(self.evicted_by),
         }
@@ -185,6 +192,8 @@ class Ledger:
         for key in ticket.unspent:
             _drop(self._resident, key, ticket)
         ticket.unspent = set()
+        if ticket.settled is not None:
+            ticket.settled(ticket)
 
     def _forget_the_used(self) -> None:
         """Long holds of tickets that were used meanwhile must not pile up."""

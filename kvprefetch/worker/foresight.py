@@ -132,6 +132,12 @@ class Foresight:
             block.session, block.kind = job.ticket.session, job.ticket.because
         self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
 
+    def loaded(self, job: Job, blocks: Sequence[Block]) -> None:
+        """A speculative load has published `blocks`. What it cost, the loader has told the rates."""
+        for block in blocks:
+            block.session, block.kind = job.ticket.session, job.ticket.because
+        self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
+
     def used(self, blocks: Sequence[Block]) -> None:
         """A live request is about to use these for the first time: what was preloaded earns for its evidence."""
         for block in blocks:
@@ -227,14 +233,29 @@ class Foresight:
             pays = claimed / max(outlook.hold_s, 1e-9) >= self.planner.load.price
             self.warm.append((job, Action.HOLD if pays else Action.RELEASE))
             return _NOTHING
-        measured = self.rates.prefill_s(ready, len(job.tokens))
-        work = tokens * _UNMEASURED if measured is None else measured
+        action, work = self._work(job, ready, len(job.tokens))
         # finished blocks count, so what matters is whether the next of them are ready in time
         outlook, claimed = self._outlook(job, now, work * min(_AHEAD / tokens, 1.0))
         share = self._calibrated(candidate, job, claimed, now)
         hold = max(outlook.hold_s, 1e-9)
         outlook = Outlook(outlook.within, outlook.before_ready, outlook.residency, hold, share / hold)
-        return Work(Action.PREFILL, tokens, work, work, share / max(outlook.within, 1e-9), outlook)
+        return Work(action, tokens, work, work, share / max(outlook.within, 1e-9), outlook)
+
+    def _work(self, job: Job, ready: int, total: int) -> tuple[Action, float]:
+        """What to do next for a context of which `ready` tokens are there, and the seconds that all of it takes.
+
+        What the arena holds is loaded where that is faster than computing it; so a request would do, too.
+        """
+        held = min(job.elsewhere * self.block_tokens, total)
+        if held > ready:
+            load, compute = self.rates.load_s(held - ready), self.rates.prefill_s(ready, held)
+            if load is None or compute is None or load <= compute:
+                return Action.LOAD, (load or 0.0) + self._prefill_s(held, total)
+        return Action.PREFILL, self._prefill_s(ready, total)
+
+    def _prefill_s(self, start: int, end: int) -> float:
+        measured = self.rates.prefill_s(start, end)
+        return (end - start) * _UNMEASURED if measured is None else measured
 
     def _outlook(self, job: Job, now: float, work_s: float) -> tuple[Outlook, float]:
         """When the context is used, and the share of it that will probably be."""

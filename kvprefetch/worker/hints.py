@@ -4,9 +4,10 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from kvprefetch.cache.sequence import Owner
-from kvprefetch.contexts import Context
+from kvprefetch.contexts import Context, qualified
 from kvprefetch.errors import Closed, InvalidRequest
 from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.settings import SpeculationSettings
@@ -62,10 +63,10 @@ class Prefetch:
 
 
 class Hints:
-    """The way in for hints and signals of one owner. Thread-safe; nothing here blocks."""
+    """The way in for hints and signals of one tenant. Thread-safe; nothing here blocks."""
 
-    def __init__(self, worker: Worker, settings: SpeculationSettings, owner: Owner) -> None:
-        self.worker, self.settings, self.owner = worker, settings, owner
+    def __init__(self, worker: Worker, settings: SpeculationSettings, tenant: str, owner: Callable[[], Owner]) -> None:
+        self.worker, self.settings, self.tenant, self.owner = worker, settings, tenant, owner
         self._signals: Counter[str] = Counter()
         self._unread = 0
         self._named: OrderedDict[str, Context] = OrderedDict()
@@ -88,9 +89,22 @@ class Hints:
             return self._named[name]
 
     def prefetch(
-        self, context: Context, session: str, probability: float, expected_in_s: float, hold_s: float | None
+        self,
+        context: Context,
+        session: str,
+        probability: float,
+        expected_in_s: float,
+        hold_s: float | None,
+        *,
+        kind: str = "",
+        to_host: bool = False,
+        report: Callable[[Prefetch], None] | None = None,
     ) -> Prefetch:
-        """See `Local.prefetch`."""
+        """See `Local.prefetch`.
+
+        With a `kind`, a signal of that kind asks for it; `to_host`: the node's arena is enough. `report` is called
+        on the worker's thread when there is an outcome, and when there is a use.
+        """
         hold = self.settings.hold_s if hold_s is None else hold_s
         if not 0 <= probability <= 1:
             raise InvalidRequest(f"a probability is from 0 to 1, not {probability}")
@@ -98,15 +112,41 @@ class Hints:
             raise InvalidRequest("hold_s and expected_in_s are finite seconds, 0 or more")
         handle = Prefetch(self._cancel)
 
+        def resolved(result: Result) -> None:
+            handle.resolve(result)
+            if report is not None:
+                report(handle)
+
         def start() -> None:
-            handle.job = self._issue(context, session, probability, expected_in_s, hold, "hint", handle.resolve)
+            because = _SIGNAL + self._known(kind) if kind else "hint"
+            job = self._job(
+                context, qualified(self.tenant, session), probability, expected_in_s, hold, because, resolved
+            )
+            handle.job, job.to_host = job, to_host
+            if report is not None:
+                job.ticket.settled = lambda ticket: report(handle)
+            self._queue(job)
 
         self.worker.post(start)
         return handle
 
+    def observed(self, kind: str, session: str, about: str) -> None:
+        """A signal that names no contexts to preload, for the predictor alone."""
+
+        def read() -> None:
+            now = self.worker.clock()
+            if session and kind == "session_ended":
+                self._end_session(qualified(self.tenant, session))
+            elif session:
+                known = self._known(kind)
+                self.worker.foresight.signalled(qualified(self.tenant, session), self.tenant, known, about, now)
+
+        with suppress(Closed):
+            self.worker.post(read)
+
     def signal(self, kind: str, session: str, contexts: Sequence[Context], at: float | None) -> None:
         """See `Local.signal`."""
-        spec = self.settings
+        spec, session = self.settings, qualified(self.tenant, session)
         with self._lock:
             if self._unread >= spec.max_pending:
                 self._signals["dropped"] += 1
@@ -123,7 +163,7 @@ class Hints:
             elif session:
                 about = next((context.name for context in contexts if context.name), "")
                 now = self.worker.clock()
-                self.worker.foresight.signalled(session, self.owner.tenant, known, about, now)
+                self.worker.foresight.signalled(session, self.tenant, known, about, now)
             for context in contexts:
                 self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=_SIGNAL + known)
 
@@ -149,7 +189,7 @@ class Hints:
             lambda job: job.ticket.because == PREDICTED and job.ticket.session == session, "newer predictions"
         )
         now = self.worker.clock()
-        for context, said in self.worker.foresight.library.next(session, self.owner.tenant, now):
+        for context, said in self.worker.foresight.library.next(session, self.tenant, now):
             self._issue(context, session, said.probability, 0.0, hold_s, because=PREDICTED)
 
     # -- on the worker's thread ------------------------------------------------------------------------
@@ -164,33 +204,54 @@ class Hints:
         resolved: Callable[[Result], None] = lambda result: None,
     ) -> Job:
         """Open a ticket and queue its job."""
+        job = self._job(context, session, probability, expected_in_s, hold_s, because, resolved)
+        self._queue(job)
+        return job
+
+    def _job(
+        self,
+        context: Context,
+        session: str,
+        probability: float,
+        expected_in_s: float,
+        hold_s: float,
+        because: str,
+        resolved: Callable[[Result], None],
+    ) -> Job:
         worker, now = self.worker, self.worker.clock()
         ticket = worker.ledger.issue(
             now,
-            tenant=self.owner.tenant,
+            tenant=self.tenant,
             session=session,
             probability=probability,
             expected_in_s=expected_in_s,
             hold_s=hold_s,
             because=because,
         )
-        job = Job(
+        return Job(
             ticket,
             context,
-            self.owner,
+            self.owner(),
             resolved,
             is_next_turn=because == NEXT_TURN,
             is_signalled=because.startswith(_SIGNAL),
         )
+
+    def _queue(self, job: Job) -> None:
+        worker, now = self.worker, self.worker.clock()
         worker.speculator.add(job, now)
         if not self.settings.enabled:
             worker.speculator.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)
-        return job
 
     def _count(self, kind: str) -> str:
-        """Note a signal; returns its kind, or "other" where there are too many kinds to tell apart."""
+        """Note a signal that was read."""
         with self._lock:
             self._unread -= 1
+        return self._known(kind)
+
+    def _known(self, kind: str) -> str:
+        """Count a signal; returns its kind, or "other" where there are too many kinds to tell apart."""
+        with self._lock:
             known = kind if kind in self._signals or len(self._signals) < _KINDS else "other"
             self._signals[known] += 1
             return known

@@ -25,6 +25,8 @@ class Job:
     tokens: list[int] | None = None
     keys: list[BlockKey] = field(default_factory=list)
     has_computed: bool = False  # some of its blocks were computed for it, not found
+    elsewhere: int = 0  # leading blocks that the node's arena held when it was last asked
+    to_host: bool = False  # it is enough to have it in the arena
     why: str = ""  # the planner's latest decision for it, with the terms of its value
 
     @property

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from kvprefetch.cache.keys import BlockKey
-from kvprefetch.contexts import Context
+from kvprefetch.contexts import Context, qualified
 from kvprefetch.predict.which import Prediction, Which
 from kvprefetch.worker.job import Job
 
@@ -34,7 +34,7 @@ class Library:
         if job.is_next_turn or not job.keys:
             return
         key = job.keys[-1]
-        name = job.context.name or key.hex()
+        name = qualified(job.ticket.tenant, job.context.name) or key.hex()
         self._forget_name(key)
         self._contexts[key] = name, job.context
         self._contexts.move_to_end(key)
@@ -52,7 +52,7 @@ class Library:
 
     def signalled(self, session: str, tenant: str, kind: str, about: str, now: float) -> None:
         """Something was observed in the session; `about` the name of a context, where it names one."""
-        self.which.signalled(session, tenant, session, kind, about, now)
+        self.which.signalled(session, tenant, session, kind, qualified(tenant, about), now)
 
     def used(self, session: str, tenant: str, keys: Sequence[BlockKey], now: float) -> None:
         """A request of the session begins with these blocks."""

@@ -2,7 +2,8 @@
 
 Admission is all-or-nothing: a request starts when every page it may ever need is reserved, so an admitted
 request never waits for another and cannot be thrown out half-way. Prefill slices take turns, so a short
-prompt waits for one slice of a long one; a waiting sequence keeps its references.
+prompt waits for one slice of a long one; a waiting sequence keeps its references. What the node's arena holds of a
+prompt is loaded before the rest is computed, a few milliseconds of copying at a time.
 """
 
 from collections import deque
@@ -16,9 +17,12 @@ from kvprefetch.cache.pool import BlockPool
 from kvprefetch.engines.batch import Row
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.errors import PoolFull, PoolTooSmall
+from kvprefetch.outcomes import MissReason
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.slices import prefill_slices
 from kvprefetch.worker.foresight import Foresight, turn_kind
+from kvprefetch.worker.link import Link
+from kvprefetch.worker.loading import Loader
 from kvprefetch.worker.request import FinishReason, LiveRequest
 
 Finished = Callable[[LiveRequest], None]
@@ -34,8 +38,11 @@ class LiveQueue:
         ledger: Ledger,
         foresight: Foresight,
         finished: Finished,
+        link: Link | None = None,
     ) -> None:
         self.engine, self.pool, self.ledger, self.foresight, self.finished = engine, pool, ledger, foresight, finished
+        self.link = link
+        self.loader = Loader(link.host, foresight.rates, engine.block_tokens) if link else None
         self.waiting: deque[LiveRequest] = deque()
         self.active: list[LiveRequest] = []
         self._fresh: list[LiveRequest] = []  # admitted, of which the predictor has not heard yet
@@ -47,6 +54,7 @@ class LiveQueue:
         """One forward for whoever is ready. Raises what the engine raises; nothing is published then."""
         self._drop_cancelled(now())
         self._admit(now())
+        self._load(now)
         chosen = self._rows(now())
         if not chosen:
             return
@@ -54,7 +62,9 @@ class LiveQueue:
         logits = self.engine.forward([row for _, row in chosen], abandon)
         wanting = [request for request, row in chosen if row.wants_logits]
         for request, row in chosen:
-            request.sequence.complete(row.end)
+            published = request.sequence.complete(row.end)
+            if self.link is not None:
+                self.link.offloader.published(published)
         tokens = self._draw(wanting, logits)
         # on a GPU a slice's kernels may still run: there the planner learns from speculation, which waits for them
         if self.engine.pool.device.type == "cpu" and len(chosen) == 1 and len(chosen[0][1].tokens) > 1:
@@ -70,6 +80,8 @@ class LiveQueue:
         failed, self.active = self.active, []
         for request in (*failed, *self.waiting):  # first, so that nobody waits for ever whatever follows
             request.stream.put_end(error)
+        for request in (*failed, *self.waiting):
+            self._end_load(request)
         self.waiting.clear()
         doubtful = [block for request in failed for block in request.sequence.close(quarantine=True)]
         self._tell(now)
@@ -93,6 +105,7 @@ class LiveQueue:
             except PoolFull:
                 return
             except PoolTooSmall as error:
+                self._end_load(request)
                 request.stream.put_end(error)
             else:
                 self.active.append(request)
@@ -101,13 +114,45 @@ class LiveQueue:
     def _open(self, request: LiveRequest, now: float) -> None:
         sequence, block = request.sequence, self.engine.block_tokens
         hits = len(self.pool.match(sequence.keys))
-        lookup = explain(self.pool, sequence.keys, hits, block)
+        found = request.found
+        lookup = explain(
+            self.pool,
+            sequence.keys,
+            hits,
+            block,
+            elsewhere=found.blocks if found else 0,
+            failed=found.failed if found else None,
+        )
         capacity = len(request.prompt) + request.max_new - 1  # the last sampled token needs no KV
         sequence.open(capacity, Demand(request.tenant, speculative=False, now=now))
         self.ledger.note_lookup(sequence.keys, lookup, block)
         self._fresh.append(request)
         request.stream.reused_tokens = sequence.computed
         self._count_use(request, now)
+
+    def _load(self, now: Callable[[], float]) -> None:
+        """Copy what the arena holds into the pages of those who were admitted, for a bounded time."""
+        if self.loader is None:
+            return
+        loading = [request for request in self.active if request.found is not None]
+        others = len(loading) < len(self.active)
+        for request in loading:
+            request.sequence.adopt()
+            found = request.found
+            assert found is not None
+            before = request.sequence.shared
+            if self.loader.step(request.sequence, found, now, is_waited_for=others):
+                lost = found.blocks - request.sequence.shared
+                if lost > 0:
+                    self.ledger.note_not_loaded(lost, found.failed or MissReason.TIMED_OUT)
+                self._end_load(request)
+            request.stream.loaded_tokens += (request.sequence.shared - before) * self.engine.block_tokens
+            self._count_use(request, now())
+
+    def _end_load(self, request: LiveRequest) -> None:
+        found, request.found = request.found, None
+        if found is not None and self.link is not None:
+            self.link.host.release(found)
 
     def _count_use(self, request: LiveRequest, now: float) -> None:
         """Shared blocks that this request has come to hold are used from now on."""
@@ -120,6 +165,8 @@ class LiveQueue:
         chosen: list[tuple[LiveRequest, Row]] = []
         prefilling = []
         for request in self.active:
+            if request.found is not None:
+                continue  # it is being loaded
             if not request.is_decoding:
                 request.sequence.adopt()  # somebody else may have computed the same blocks meanwhile
                 self._count_use(request, now)
@@ -149,6 +196,7 @@ class LiveQueue:
         self._tell(now)
         was_active = request in self.active
         (self.active if was_active else self.waiting).remove(request)
+        self._end_load(request)
         self._count_use(request, now)
         self.pool.touch(request.sequence.blocks[: request.sequence.shared], now, request.session)
         request.sequence.close()

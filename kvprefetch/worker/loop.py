@@ -26,6 +26,7 @@ from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.settings import Settings
 from kvprefetch.worker.foresight import Foresight
+from kvprefetch.worker.link import Link
 from kvprefetch.worker.live import Finished, LiveQueue
 from kvprefetch.worker.request import LiveRequest
 from kvprefetch.worker.speculation import Speculator
@@ -38,16 +39,25 @@ Clock = Callable[[], float]
 class Worker:
     """See the module's promises. `finished` is called on the loop's thread when a live request has ended."""
 
-    def __init__(self, engine: TransformersEngine, settings: Settings, clock: Clock, finished: Finished) -> None:
-        self.engine, self.clock = engine, clock
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        settings: Settings,
+        clock: Clock,
+        finished: Finished,
+        link: Link | None = None,
+    ) -> None:
+        self.engine, self.clock, self.link = engine, clock, link
         self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
         self.foresight = Foresight(self.pool, engine.block_tokens, settings.speculation)
         self.pool.on_evict = self._note_evicted
         self.ledger = Ledger()
         self.renderer = Renderer(engine.loaded.tokenizer)
-        self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, finished)
+        if link is not None:
+            link.open(self.pool, self.post, lambda: bool(self.live) or self._announced > 0)
+        self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, finished, link)
         self.speculator = Speculator(
-            engine, self.renderer, self.pool, self.ledger, self.foresight, settings.speculation, self._aside
+            engine, self.renderer, self.pool, self.ledger, self.foresight, settings.speculation, self._aside, link
         )
         self._helper = ThreadPoolExecutor(1, "kvprefetch-render")
         self._inbox: deque[Callable[[], None]] = deque()
@@ -153,6 +163,8 @@ class Worker:
             return None
         now = self.clock()
         wakes_at = self.speculator.wakes_at(now)
+        if self.link is not None:
+            wakes_at = min(wakes_at, self.link.offloader.wakes_at())
         return None if wakes_at == inf else max(wakes_at - now, 0.0)
 
     def _aside(self, work: Callable[[], list[int]], done: Callable[[Future[list[int]]], None]) -> None:
@@ -168,6 +180,8 @@ class Worker:
         now = self.clock()
         self.ledger.expire_holds(now)
         self.speculator.expire(now)
+        if self.link is not None:
+            self.link.offloader.pump(now)
         try:
             if self.live:
                 self.live.step(self.clock, self._is_closing)

@@ -10,6 +10,7 @@ from kvprefetch.cache.sequence import PagedSequence
 from kvprefetch.contexts import Context, Sampling
 from kvprefetch.engines.sampling import Sampler
 from kvprefetch.engines.text import TextStream
+from kvprefetch.worker.host import Found
 
 
 class FinishReason(Enum):
@@ -38,7 +39,8 @@ class Generation:
 
     It has one reader, in one of these ways.
     Fields are filled by the worker and final once iteration has ended: `tokens`, `text`, `prompt_tokens`,
-    `reused_tokens` (found in the pool), `ttft_s` (from the call to the first token), `finish_reason`.
+    `reused_tokens` (found in the pool), `loaded_tokens` (brought from another tier), `ttft_s` (from the call to the
+    first token), `finish_reason`.
     """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
@@ -46,6 +48,7 @@ class Generation:
         self.text = ""
         self.prompt_tokens = 0
         self.reused_tokens = 0
+        self.loaded_tokens = 0
         self.ttft_s: float | None = None
         self.finish_reason: FinishReason | None = None
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -121,6 +124,7 @@ class LiveRequest:
     tenant: str = ""
     context: Context | None = None  # set where the next turn can be foreseen
     cancelled: bool = False
+    found: Found | None = None  # in the node's arena; until it is loaded
     counted_shared: int = field(default=0)  # leading blocks already counted as used
 
     @property

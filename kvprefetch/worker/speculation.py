@@ -9,7 +9,9 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from math import inf, nextafter
+from typing import Any
 
+from kvprefetch.cache.block import Block
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import block_keys
 from kvprefetch.cache.pool import BlockPool
@@ -25,10 +27,12 @@ from kvprefetch.plan.slices import slice_end, speculative_chunk
 from kvprefetch.settings import SpeculationSettings
 from kvprefetch.worker.foresight import Foresight
 from kvprefetch.worker.job import Job
+from kvprefetch.worker.link import Link
+from kvprefetch.worker.loading import Loader
 
 log = logging.getLogger(__name__)
 Tokens = list[int]
-Aside = Callable[[Callable[[], Tokens], Callable[["Future[Tokens]"], None]], None]
+Aside = Callable[[Callable[[], Any], Callable[["Future[Any]"], None]], None]
 """`(work, done)`: run `work` off the loop's thread, then `done` with its future on it."""
 
 
@@ -44,7 +48,10 @@ class Speculator:
         foresight: Foresight,
         settings: SpeculationSettings,
         aside: Aside,
+        link: Link | None = None,
     ) -> None:
+        self.link = link
+        self.loader = Loader(link.host, foresight.rates, engine.block_tokens) if link else None
         self.engine, self.renderer, self.pool, self.ledger, self.foresight = engine, renderer, pool, ledger, foresight
         self.settings, self.aside = settings, aside
         self.jobs: list[Job] = []
@@ -108,7 +115,10 @@ class Speculator:
         self._planned = None
         if chosen is None:
             return False
-        self._compute(*chosen, clock, abandon)
+        if chosen[1].job.action is Action.LOAD:
+            self._load(*chosen, clock)
+        else:
+            self._compute(*chosen, clock, abandon)
         self.ledger.seconds += clock() - now
         return True
 
@@ -171,33 +181,87 @@ class Speculator:
         job.tokens = tokens[: len(tokens) // block * block]  # a partial block has no key and cannot be shared
         job.keys = block_keys(job.owner.root, job.tokens, block)
         self.ledger.start(job.ticket, job.keys, len(self.pool.match(job.keys)))
-        self.foresight.offer(job, now)
+        self._offer(job, now)
+
+    def _offer(self, job: Job, now: float) -> None:
+        """Let the planner weigh it; it should know first how much of it lies in the node's arena."""
+        link = self.link
+        if link is None or not job.keys:
+            self.foresight.offer(job, now)
+            return
+
+        def done(answer: "Future[int]") -> None:
+            if job not in self.jobs:
+                return  # somebody withdrew it meanwhile
+            job.elsewhere = answer.result()
+            self._planned = None
+            if job.to_host and job.elsewhere >= len(job.keys):
+                self.end(job, Result(Outcome.ALREADY_WARM, len(job.tokens or ()), "in the arena"), link.clock())
+            else:
+                self.foresight.offer(job, link.clock())
+
+        self.aside(lambda: link.host.peek(job.ticket.tenant, job.ticket.session, job.keys), done)
 
     def _resident_tokens(self, job: Job) -> int:
         return len(self.pool.match(job.keys)) * self.engine.block_tokens
+
+    def _load(self, job: Job, decision: Decision, clock: Callable[[], float]) -> None:
+        """Copy some of what the arena holds into the pool. Between steps no lease is held."""
+        assert self.link is not None
+        assert self.loader is not None
+        now, host = clock(), self.link.host
+        job.why = decision.because
+        found = host.find(job.ticket.tenant, job.ticket.session, job.keys)
+        job.elsewhere = found.blocks  # where some are gone meanwhile, they are computed
+        start = len(self.pool.match(job.keys))
+        if found.blocks <= start:
+            host.release(found)
+            return
+        sequence = self._open(job, decision, min(found.blocks, len(job.keys)) * self.engine.block_tokens, now)
+        if sequence is not None:
+            until = now + job.ticket.hold_s
+            self.loader.step(sequence, found, clock, speculative_until=until)
+            fresh = sequence.blocks[start : sequence.shared]
+            self._preloaded(job, decision, fresh)
+            self.foresight.loaded(job, fresh)
+            sequence.close()
+        if found.failed is not None:
+            job.elsewhere = 0
+        host.release(found)
+
+    def _preloaded(self, job: Job, decision: Decision, fresh: list[Block]) -> None:
+        job.has_computed = True
+        for block in fresh:
+            block.fading = decision.job.outlook.index / max(job.ticket.hold_s, 1e-9)
+
+    def _open(self, job: Job, decision: Decision, end: int, now: float) -> PagedSequence | None:
+        """Hold what is resident and reserve pages up to `end` tokens; None: there is no room, and the job has ended."""
+        assert job.tokens is not None
+        found = self.pool.match(job.keys)
+        sequence = PagedSequence(self.pool, job.owner, job.tokens, self.engine.block_tokens, job.keys)
+        demand = Demand(job.ticket.tenant, speculative=True, now=now, worth=decision.job.outlook.index)
+        try:
+            sequence.open(end, demand)
+        except PoolError as error:
+            self.pool.extend_hold(found, now + job.ticket.hold_s)
+            self.end(job, Result(Outcome.CLIPPED, len(found) * self.engine.block_tokens, str(error)), now)
+            return None
+        return sequence
 
     def _compute(self, job: Job, decision: Decision, clock: Callable[[], float], abandon: Callable[[], bool]) -> None:
         now = clock()
         job.why = decision.because
         assert job.tokens is not None
-        until = now + job.ticket.hold_s
-        found = self.pool.match(job.keys)
-        sequence = PagedSequence(self.pool, job.owner, job.tokens, self.engine.block_tokens, job.keys)
-        start = len(found) * self.engine.block_tokens
+        found = len(self.pool.match(job.keys))
+        start = found * self.engine.block_tokens
         end = slice_end(start, len(job.tokens), self._chunk())
-        worth = decision.job.outlook.index
-        try:
-            sequence.open(end, Demand(job.ticket.tenant, speculative=True, now=now, worth=worth))
-        except PoolError as error:
-            self.pool.extend_hold(found, until)
-            self.end(job, Result(Outcome.CLIPPED, start, str(error)), now)
+        sequence = self._open(job, decision, end, now)
+        if sequence is None:
             return
         try:
-            if self._run(sequence, end, until, abandon):
-                job.has_computed = True
-                fresh = sequence.blocks[len(found) :]
-                for block in fresh:
-                    block.fading = worth / max(job.ticket.hold_s, 1e-9)
+            if self._run(sequence, end, now + job.ticket.hold_s, abandon):
+                fresh = sequence.blocks[found:]
+                self._preloaded(job, decision, fresh)
                 self.foresight.computed(job, fresh, start, end, clock() - now)
         except RuntimeError as error:  # what torch raises, out of memory included
             log.exception("a speculative forward failed")
@@ -217,6 +281,8 @@ class Speculator:
             return False
         self.engine.synchronize()  # so that no more than this step is ever queued before a live request
         published = sequence.complete(end, speculative_until=until)
+        if self.link is not None:
+            self.link.offloader.published(published)
         self.pool.extend_hold(sequence.blocks, until)
         self.ledger.tokens_computed += len(published) * self.engine.block_tokens
         return True

@@ -124,3 +124,18 @@ def test_every_block_is_a_hit_or_has_a_reason(story: list[tuple[str, str]], evic
                 opened(pool, text, now=float(now)).complete(BLOCK)
         except PoolError:
             pool.clear()
+
+
+def test_what_another_tier_holds_is_no_miss() -> None:
+    pool = BlockPool(8)
+    keep(pool, "aaaa")
+    keys = keys_of("aaaabbbbccccdddd")
+    lookup = explain(pool, keys, 1, BLOCK, elsewhere=3)
+    assert (lookup.hits, lookup.loaded, lookup.misses) == (1, 2, {MissReason.NEVER_SEEN: 1})
+
+
+def test_where_the_other_tier_could_not_say_it_is_the_reason() -> None:
+    pool = BlockPool(8)
+    keep(pool, "aaaa")
+    lookup = explain(pool, keys_of("aaaabbbbcccc"), 1, BLOCK, failed=MissReason.UNAVAILABLE)
+    assert lookup.misses == {MissReason.UNAVAILABLE: 2}

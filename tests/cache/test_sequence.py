@@ -260,3 +260,14 @@ def test_only_what_pages_were_reserved_for_is_announced() -> None:
     sequence.complete(4, speculative_until=60.0)
     sequence.close()
     assert not pool.announced
+
+
+def test_what_somebody_else_computed_is_loaded_and_the_last_token_is_left_to_run() -> None:
+    pool = BlockPool(4)
+    sequence = opened(pool, "aaaabbbb")
+    sequence.loaded(1)
+    assert (sequence.shared, sequence.computed) == (1, 4)
+    sequence.loaded(1)
+    assert (sequence.shared, sequence.computed) == (2, 7)
+    assert [block.key for block in sequence.blocks] == keys_of("aaaabbbb")
+    pool.check()

@@ -259,6 +259,7 @@ def test_lookups_are_summed_by_reason_and_rule() -> None:
         "count": 2,
         "blocks": 8,
         "hits": 5,
+        "loaded": 0,
         "misses": {"evicted": 2, "never_seen": 1},
         "evicted_by": {"lru": 2},
     }
@@ -284,3 +285,23 @@ def test_nobody_can_be_expected_to_want_it_once_its_hold_after_the_expected_use_
         10.0, tenant="t", session="s", probability=0.5, expected_in_s=5.0, hold_s=60.0, because="hint"
     )
     assert ticket.expires_at == 75.0
+
+
+def test_blocks_to_be_loaded_are_no_misses_unless_the_load_fails() -> None:
+    ledger = Ledger()
+    ledger.note_lookup(ABCD, Lookup(4, 1, Counter(), Counter(), None, loaded=3), BLOCK)
+    ledger.note_not_loaded(2, MissReason.CORRUPT)
+    stats = ledger.lookup_stats()
+    assert (stats["blocks"], stats["hits"], stats["loaded"], stats["misses"]) == (4, 1, 1, {"corrupt": 2})
+
+
+def test_a_ticket_tells_when_it_has_its_use() -> None:
+    ledger = Ledger()
+    told: list[Use | None] = []
+    ticket = issue(ledger)
+    ticket.settled = lambda settled: told.append(settled.use)
+    ledger.start(ticket, ABCD, 0)
+    ledger.resolve(ticket, Result(Outcome.WARM, 4 * BLOCK), 1.0, resident=4)
+    assert told == []
+    request(ledger, ABCD, hits=4)
+    assert told == [Use.USED]

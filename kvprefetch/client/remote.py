@@ -1,0 +1,152 @@
+"""A worker's calls to its node's cache: packed keys and slots out and in.
+
+Promises
+- Thread-safe. Every call blocks for at most its timeout and raises ServiceUnavailable after it, or at once while the
+  breaker is open: a dead service costs one timeout, not one a request.
+- A service that does not know this worker (any more) counts as unavailable; the worker registers again by itself.
+- Holds nothing: leases and reservations are numbers, which the caller gives back with `release`.
+"""
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.errors import Closed, ServiceUnavailable
+from kvprefetch.tiers.breaker import Breaker
+from kvprefetch.v1 import cache_pb2, cache_pb2_grpc
+
+LOOKUP_S = 0.05
+"""Law 1: a look-up waits no longer."""
+TAKEN = 0xFFFFFFFF
+"""In place of a slot: somebody holds or writes that block already."""
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_UNKNOWN = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
+
+
+class LookupTimedOut(ServiceUnavailable):
+    """It did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a look-up found: slots of the leading keys, under a lease; and what is on its way."""
+
+    lease: int
+    slots: Sequence[int]
+    found: int
+    coming: int
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Slots to write the leading keys' blocks to; TAKEN where nothing is to be written."""
+
+    number: int
+    slots: Sequence[int]
+
+
+class CacheClient:
+    """See the module's promises."""
+
+    def __init__(self, channel: grpc.Channel, instance: bytes, clock: Callable[[], float]) -> None:
+        self.instance, self.clock = instance, clock
+        self.breaker = Breaker()
+        self._stub = cache_pb2_grpc.CacheStub(channel)
+
+    def look_up(
+        self,
+        tenant: str,
+        session: str,
+        keys: Sequence[BlockKey],
+        *,
+        lease: bool = True,
+        wait_s: float = 0.0,
+        timeout_s: float = LOOKUP_S,
+    ) -> Answer:
+        """The longest prefix that the arena holds. Raises ServiceUnavailable, LookupTimedOut after `timeout_s`."""
+        request = cache_pb2.LookupRequest(
+            instance=self.instance,
+            tenant=tenant,
+            session=session,
+            keys=b"".join(keys),
+            lease=lease,
+            wait_ms=int(1000 * min(wait_s, timeout_s)),
+        )
+        reply = self._call(self._stub.Lookup, request, timeout_s)
+        return Answer(reply.lease, _numbers(reply.slots), reply.found, reply.coming, reply.tier)
+
+    def reserve(
+        self,
+        tenant: str,
+        session: str,
+        parent: BlockKey,
+        keys: Sequence[BlockKey],
+        speculative_s: float | None,
+        timeout_s: float,
+    ) -> Reservation:
+        """Slots for blocks that follow each other, the first behind `parent`. Raises ServiceUnavailable."""
+        request = cache_pb2.ReserveRequest(
+            instance=self.instance,
+            tenant=tenant,
+            session=session,
+            parent=parent,
+            keys=b"".join(keys),
+            speculative=speculative_s is not None,
+            hold_s=speculative_s or 0.0,
+        )
+        reply = self._call(self._stub.Reserve, request, timeout_s)
+        return Reservation(reply.reservation, _numbers(reply.slots))
+
+    def commit(self, reservation: int, checksums: Sequence[int], timeout_s: float) -> int:
+        """The reserved slots are written; how many blocks can be found now. Raises ServiceUnavailable."""
+        packed = array("Q", checksums).tobytes()
+        request = cache_pb2.CommitRequest(instance=self.instance, reservation=reservation, checksums=packed)
+        committed: int = self._call(self._stub.Commit, request, timeout_s).committed
+        return committed
+
+    def release(
+        self,
+        leases: Sequence[int] = (),
+        reservations: Sequence[int] = (),
+        corrupt: Sequence[int] = (),
+        timeout_s: float = 1.0,
+    ) -> None:
+        """Give back. Raises ServiceUnavailable: then the numbers are still held, until this worker registers again."""
+        request = cache_pb2.ReleaseRequest(
+            instance=self.instance,
+            leases=leases,
+            reservations=reservations,
+            corrupt=array("I", corrupt).tobytes(),
+        )
+        self._call(self._stub.Release, request, timeout_s)
+
+    def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        if not self.breaker.allows(self.clock()):
+            raise ServiceUnavailable("the cache service did not answer a moment ago")
+        try:
+            reply = method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            code = error.code()
+            if code in _GONE:
+                self.breaker.failed(self.clock())
+            else:
+                self.breaker.succeeded()
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise LookupTimedOut(f"the cache service did not answer within {timeout_s} s") from error
+            if code in (*_GONE, *_UNKNOWN, grpc.StatusCode.CANCELLED):
+                raise ServiceUnavailable(f"the cache service: {error.details()}") from error
+            raise ServiceUnavailable(f"the cache service refused: {code.name}: {error.details()}") from error
+        except ValueError as error:  # what gRPC raises on a closed channel
+            raise Closed("the connection is closed") from error
+        self.breaker.succeeded()
+        return reply
+
+
+def _numbers(packed: bytes) -> Sequence[int]:
+    """Little-endian uint32, as on every machine that this runs on."""
+    return array("I", packed)

@@ -1,0 +1,131 @@
+"""What all callers of one worker share: the engine, its loop, and for each tenant the root of its keys and its hints.
+
+Promises
+- A tenant's root comes from the secret and its name alone: nobody can name another's blocks, and a session or context
+  of one tenant is never taken for another's of the same name.
+- `rekey` gives every tenant new roots from then on: what is cached under the old ones is found no more.
+- Thread-safe.
+"""
+
+import secrets
+import threading
+import time
+from pathlib import Path
+
+from kvprefetch.cache.keys import Namespace, Scope, root_key
+from kvprefetch.cache.sequence import Owner, PagedSequence
+from kvprefetch.contexts import Sampling
+from kvprefetch.engines.engine import TransformersEngine
+from kvprefetch.engines.sampling import Sampler
+from kvprefetch.engines.text import TextStream
+from kvprefetch.errors import Closed, PoolTooSmall
+from kvprefetch.settings import Settings
+from kvprefetch.worker.hints import Hints
+from kvprefetch.worker.link import Link
+from kvprefetch.worker.loop import Worker
+from kvprefetch.worker.request import Generation, LiveRequest, Timing
+from kvprefetch.worker.state_file import restore, save
+from kvprefetch.worker.station import Station
+
+
+class Core:
+    """See the module's promises. Close it."""
+
+    def __init__(self, engine: TransformersEngine, settings: Settings, link: Link | None = None) -> None:
+        self.engine, self.settings, self.link = engine, settings, link
+        self._secret = settings.secret.encode() or secrets.token_bytes(32)
+        self._tenants: dict[str, Hints] = {}
+        self._owners: dict[str, Owner] = {}
+        self._lock = threading.Lock()
+        self.worker = Worker(engine, settings, time.monotonic, self._finished, link)
+        self._state = Path(settings.speculation.state_file) if settings.speculation.state_file else None
+        if self._state is not None:
+            state = self._state
+            self.worker.call(lambda: restore(self.worker.foresight, state))
+        self.station = Station(self, link) if link is not None else None
+
+    def owner(self, tenant: str) -> Owner:
+        """The root of the tenant's private namespace, and who is charged."""
+        with self._lock:
+            if tenant not in self._owners:
+                namespace = Namespace(Scope.PRIVATE, tenant)
+                self._owners[tenant] = Owner(root_key(self._secret, namespace, self.engine.fingerprint), tenant)
+            return self._owners[tenant]
+
+    def hints(self, tenant: str) -> Hints:
+        """The tenant's way in for hints and signals."""
+        with self._lock:
+            if tenant not in self._tenants:
+                spec = self.settings.speculation
+                self._tenants[tenant] = Hints(self.worker, spec, tenant, lambda: self.owner(tenant))
+            return self._tenants[tenant]
+
+    def rekey(self, secret: bytes) -> None:
+        """Derive all roots from this secret from now on."""
+        with self._lock:
+            if secret != self._secret:
+                self._secret = secret
+                self._owners.clear()
+
+    def request(self, prompt: list[int], sampling: Sampling, arrived: float, tenant: str) -> LiveRequest:
+        """A live request of `tenant`, not submitted yet. Raises InvalidRequest and PoolTooSmall."""
+        engine, owner = self.engine, self.owner(tenant)
+        engine.validate(prompt)
+        room = engine.max_tokens - len(prompt) if engine.max_tokens is not None else sampling.max_tokens
+        max_new = min(sampling.max_tokens, room)
+        pages = -(-(len(prompt) + max_new - 1) // engine.block_tokens)
+        if pages > self.worker.pool.pages:
+            raise PoolTooSmall(
+                f"{len(prompt)} prompt tokens and up to {max_new} new ones need {pages} pages of "
+                f"{engine.block_tokens} tokens; the pool has {self.worker.pool.pages}"
+            )
+        request = LiveRequest(
+            prompt=prompt,
+            sampling=sampling,
+            sequence=PagedSequence(self.worker.pool, owner, prompt, engine.block_tokens),
+            stream=Generation(lambda: setattr(request, "cancelled", True)),
+            sampler=Sampler(sampling),
+            text=TextStream(engine.loaded.tokenizer, sampling.stop),
+            eos=engine.eos_tokens,
+            max_new=max_new,
+            timing=Timing(arrived),
+            tenant=tenant,
+        )
+        request.stream.prompt_tokens = len(prompt)
+        return request
+
+    def submit(self, request: LiveRequest, session: str) -> None:
+        """Look its blocks up in the node's arena, then hand it over. Blocks for as long as a look-up may.
+
+        Raises Closed.
+        """
+        keys, pool = request.sequence.keys, self.worker.pool
+        if self.link is not None and keys and keys[-1] not in pool.resident:  # a racy look: it is only to save the call
+            request.found = self.link.host.look_up(request.tenant, session, keys, self._is_worth)
+        try:
+            self.worker.submit(request)
+        except Closed:
+            if self.link is not None and request.found is not None:
+                self.link.host.release(request.found)
+            raise
+        if self.station is not None:
+            self.station.served(request.tenant, session)
+
+    def _is_worth(self, blocks: int, seconds: float) -> bool:
+        """Whether so many blocks are there sooner than they could be computed."""
+        compute = self.worker.foresight.rates.prefill_s(0, blocks * self.engine.block_tokens)
+        return compute is None or seconds <= compute
+
+    def close(self) -> None:
+        """End all requests and prefetches and the threads. Calling it again does nothing."""
+        if self.station is not None:
+            self.station.close()
+        self.worker.close()
+        if self.link is not None:
+            self.link.close()
+        if self._state is not None:
+            save(self.worker.foresight, self._state)
+            self._state = None
+
+    def _finished(self, request: LiveRequest) -> None:
+        self.hints(request.tenant).foresee(request)

@@ -1,0 +1,151 @@
+"""What the node's arena holds of a prompt, and the copy of it into this worker's pool.
+
+Promises
+- `look_up` may be called by any thread and blocks for at most `LOOKUP_S` without a new complete block (law 1); it never
+  raises: what went wrong is the reason that the blocks' misses get (law 6).
+- `load` is for the loop's thread. It verifies every block that it copied; a block that changed or is damaged ends it.
+- A lease is given back only when the copies out of it are done.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.client.remote import LOOKUP_S, CacheClient, LookupTimedOut
+from kvprefetch.errors import Closed, ServiceUnavailable
+from kvprefetch.outcomes import MissReason
+from kvprefetch.tiers.arena import ArenaFile
+from kvprefetch.tiers.device import DevicePool
+
+log = logging.getLogger(__name__)
+_STEP_S = 0.02  # what a speculative step may wait for a look-up
+
+
+@dataclass(eq=False)
+class Found:
+    """Leading blocks of a prompt that lie in the arena, on lease until `Host.release`; or why there are none."""
+
+    keys: Sequence[BlockKey]
+    slots: Sequence[int] = ()
+    lease: int = 0
+    arena: ArenaFile | None = None
+    failed: MissReason | None = None  # why the rest is missing, where the service could not say or a block was bad
+    bad_slot: int | None = None
+    coming: int = 0  # blocks behind those that are on their way into the arena
+
+    @property
+    def blocks(self) -> int:
+        """Leading blocks that can be loaded."""
+        return len(self.slots)
+
+
+class Host:
+    """See the module's promises."""
+
+    def __init__(
+        self, client: CacheClient, pool: DevicePool, clock: Callable[[], float], release: Callable[[Found], None]
+    ) -> None:
+        self.client, self.pool, self.clock = client, pool, clock
+        self.arena: ArenaFile | None = None  # set when registered, exchanged when the service made a new one
+        self.verify = True
+        self.release = release  # gives a lease back, in the background
+        self.counts = {"loaded": 0, "corrupt": 0, "unavailable": 0, "timed_out": 0}
+        self.leases: set[int] = set()  # taken and not yet given back
+        self._views: dict[int, memoryview] = {}
+
+    # -- for any thread --------------------------------------------------------------------------------
+    def look_up(
+        self, tenant: str, session: str, keys: Sequence[BlockKey], is_worth: Callable[[int, float], bool]
+    ) -> Found:
+        """Leading `keys` that the arena holds, on lease.
+
+        What comes from further away is waited for while new blocks come and `is_worth(blocks, seconds)`: loading so
+        many more, at the pace so far, is faster than computing them.
+        """
+        began, first = self.clock(), -1
+        found = self._ask(tenant, session, keys, 0.0, LOOKUP_S)
+        while found.coming and found.failed is None:
+            seconds, before = self.clock() - began, found.blocks
+            new = before - first
+            if first < 0:
+                first = before
+            elif not new or not is_worth(found.coming, seconds / new * found.coming):
+                break
+            again = self._ask(tenant, session, keys, 0.8 * LOOKUP_S, LOOKUP_S)
+            if again.blocks <= before:
+                self.release(again)
+                break
+            self.release(found)
+            found = again
+        return found
+
+    def _ask(self, tenant: str, session: str, keys: Sequence[BlockKey], wait_s: float, timeout_s: float) -> Found:
+        arena = self.arena
+        if arena is None:
+            return Found(keys, failed=MissReason.UNAVAILABLE)
+        try:
+            answer = self.client.look_up(tenant, session, keys, wait_s=wait_s, timeout_s=timeout_s)
+        except LookupTimedOut:
+            self.counts["timed_out"] += 1
+            return Found(keys, failed=MissReason.TIMED_OUT)
+        except (ServiceUnavailable, Closed):
+            self.counts["unavailable"] += 1
+            return Found(keys, failed=MissReason.UNAVAILABLE)
+        if answer.lease:
+            self.leases.add(answer.lease)
+        return Found(keys, answer.slots, answer.lease, arena, coming=answer.coming)
+
+    def peek(self, tenant: str, session: str, keys: Sequence[BlockKey]) -> int:
+        """How many leading keys the arena holds, as far as anybody knows. What is further away is sent for."""
+        try:
+            return self.client.look_up(tenant, session, keys, lease=False).found if self.arena else 0
+        except (ServiceUnavailable, Closed):
+            return 0
+
+    def find(self, tenant: str, session: str, keys: Sequence[BlockKey]) -> Found:
+        """As `look_up`, for a speculative step: it waits for nothing that is further away."""
+        return self._ask(tenant, session, keys, 0.0, _STEP_S)
+
+    # -- for the loop's thread -------------------------------------------------------------------------
+    def load(self, found: Found, first: int, pages: Sequence[int]) -> int:
+        """Copy blocks `first`, `first` + 1, … of what was found into `pages`; how many were good.
+
+        Fewer than pages: the next one was bad, and `found.failed` says so.
+        """
+        assert found.arena is not None
+        copy = self._to_host if self.pool.device.type == "cpu" else self._to_device
+        for done, page in enumerate(pages):
+            slot = found.slots[first + done]
+            if not copy(found.arena, slot, found.keys[first + done], page):
+                self.counts["corrupt"] += 1
+                found.failed, found.bad_slot = MissReason.CORRUPT, slot
+                log.warning("a block of the arena was damaged or replaced (slot %d); it is computed again", slot)
+                return done
+            self.counts["loaded"] += 1
+        return len(pages)
+
+    def page(self, page: int) -> memoryview:
+        """The bytes of a page of a pool on a CPU."""
+        view = self._views.get(page)
+        if view is None:
+            view = self._views[page] = page_bytes(self.pool.tensor[page])
+        return view
+
+    def _to_host(self, arena: ArenaFile, slot: int, key: BlockKey, page: int) -> bool:
+        return arena.read(slot, key, self.page(page), verify=self.verify)
+
+    def _to_device(self, arena: ArenaFile, slot: int, key: BlockKey, page: int) -> bool:
+        staged = torch.empty(arena.block_bytes, dtype=torch.uint8, pin_memory=True)
+        if not arena.read(slot, key, page_bytes(staged), verify=self.verify):
+            return False
+        target = self.pool.tensor[page]
+        target.copy_(staged.view(target.dtype).view(target.shape))  # waits: the lease may go when this returns
+        return True
+
+
+def page_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on a CPU, without a copy."""
+    return tensor.view(torch.uint8).flatten().numpy().data

@@ -1,0 +1,220 @@
+"""The worker's stream with its node's service: it registers, reports its load, and takes preloads.
+
+What is worth preloading, and where, is the service's word; when, this worker's own: each preload becomes a hint here,
+which the planner weighs like any other. When the stream breaks, the worker registers again by itself, for ever.
+"""
+
+import json
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from kvprefetch.contexts import Context
+from kvprefetch.errors import Closed, InvalidRequest, TierError
+from kvprefetch.outcomes import Outcome, Result
+from kvprefetch.v1 import hints_pb2, workers_pb2, workers_pb2_grpc
+from kvprefetch.worker.hints import Prefetch
+from kvprefetch.worker.link import Link
+
+if TYPE_CHECKING:
+    from kvprefetch.worker.core import Core
+
+log = logging.getLogger(__name__)
+_REPORT_S = 1.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
+
+
+class Station:
+    """See the module's promises. `registered` is set once the worker has been registered for the first time."""
+
+    def __init__(self, core: "Core", link: Link) -> None:
+        self.core, self.link = core, link
+        self.registered = threading.Event()
+        self.is_connected = False
+        self._service = ""
+        self._outbox: queue.SimpleQueue[workers_pb2.WorkerMessage | None] = queue.SimpleQueue()
+        self._handles: dict[int, Prefetch] = {}  # by the service's number
+        self._closing = threading.Event()
+        self._call: Any = None  # both a grpc.Call and an iterator of its messages
+        self._thread = threading.Thread(target=self._run, name="kvprefetch-station", daemon=True)
+        self._thread.start()
+
+    def served(self, tenant: str, session: str) -> None:
+        """A live request of the session was served here."""
+        if session and self.is_connected:
+            report = workers_pb2.SessionReport(tenant=tenant, session=session)
+            self._outbox.put(workers_pb2.WorkerMessage(session=report))
+
+    def close(self) -> None:
+        """End the stream and its thread."""
+        self._closing.set()
+        self._outbox.put(None)
+        if self._call is not None:
+            self._call.cancel()
+        self._thread.join()
+
+    # -- the station's thread --------------------------------------------------------------------------
+    def _run(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        while not self._closing.is_set():
+            try:
+                with self.link.offloader.writing:  # so that no slot is being written to: the service may free them all
+                    self._outbox = queue.SimpleQueue()
+                    self._outbox.put(workers_pb2.WorkerMessage(register=self._register()))
+                    self._call = workers_pb2_grpc.WorkersStub(self.link.channel).Work(self._messages(self._outbox))
+                    first = next(self._call).registered
+                    self._take_place(first)
+                wait_s = _FIRST_WAIT_S
+                self._listen(self._call)
+            except grpc.RpcError as error:
+                self._tell(error)
+            except StopIteration:
+                log.warning("the cache service has ended the stream")
+            except TierError as error:
+                log.warning("the arena cannot be used: %s", error)
+            except ValueError:  # what gRPC raises on a closed channel
+                return
+            except Exception:  # the thread's outermost line
+                log.exception("the stream with the cache service broke")
+            finally:
+                self.is_connected = False
+            self._closing.wait(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _listen(self, call: Iterator[workers_pb2.ServiceMessage]) -> None:
+        for message in call:
+            kind = message.WhichOneof("message")
+            if kind == "preload":
+                self._preload(message.preload)
+            elif kind == "withdraw":
+                handle = self._handles.pop(message.withdraw.hint, None)
+                if handle is not None:
+                    handle.cancel()
+            elif kind == "observed":
+                seen = message.observed
+                self.core.hints(seen.tenant).observed(seen.kind, seen.session, seen.about)
+            elif kind == "draining":
+                log.info("the cache service is draining")
+
+    def _tell(self, error: grpc.RpcError) -> None:
+        if not self._closing.is_set():
+            log.warning("no cache service (%s: %s); serving without", error.code().name, error.details())
+
+    def _register(self) -> workers_pb2.Register:
+        engine = self.core.engine
+        return workers_pb2.Register(
+            instance=self.link.instance,
+            pid=os.getpid(),
+            started=started_ticks(os.getpid()),
+            model=engine.loaded.name,
+            fingerprint=json.dumps(asdict(engine.fingerprint), sort_keys=True, separators=(",", ":")),
+            block_bytes=engine.shape.bytes,
+            block_tokens=engine.block_tokens,
+            leases=self.link.leases(),
+            device_blocks=engine.pool.pages,
+        )
+
+    def _take_place(self, registered: workers_pb2.Registered) -> None:
+        is_new = bool(self._service) and registered.service != self._service
+        self.core.rekey(registered.secret)
+        self.link.registered(registered.arena, registered.namespace, is_new)
+        self._service = registered.service
+        self.is_connected = True
+        self.registered.set()
+
+    def _messages(
+        self, outbox: "queue.SimpleQueue[workers_pb2.WorkerMessage | None]"
+    ) -> Iterator[workers_pb2.WorkerMessage]:
+        while True:
+            try:
+                message = outbox.get(timeout=_REPORT_S)
+            except queue.Empty:
+                message = workers_pb2.WorkerMessage(load=self._load())
+            if message is None or self._closing.is_set():
+                return
+            yield message
+
+    def _load(self) -> workers_pb2.LoadReport:
+        worker = self.core.worker
+        seconds = worker.foresight.rates.prefill_s(0, _TYPICAL)
+        return workers_pb2.LoadReport(
+            live=len(worker.live.active) + len(worker.live.waiting),
+            preloads=len(worker.speculator.jobs),
+            free_blocks=worker.pool.free_pages,
+            tokens_per_s=_TYPICAL / seconds if seconds else 0.0,
+        )
+
+    # -- preloads --------------------------------------------------------------------------------------
+    def _preload(self, asked: workers_pb2.Preload) -> None:
+        try:
+            self._handles[asked.hint] = self.core.hints(asked.tenant).prefetch(
+                read_context(asked.context),
+                asked.session,
+                asked.probability,
+                asked.expected_in_s,
+                asked.hold_s if asked.HasField("hold_s") else None,
+                kind=asked.kind,
+                to_host=asked.place == workers_pb2.PLACE_HOST,
+                report=self._reporter(asked.hint),
+            )
+        except InvalidRequest as error:
+            self._report(asked.hint, Result(Outcome.FAILED, 0, str(error)))
+        except Closed:
+            self._report(asked.hint, Result(Outcome.CANCELLED, 0, "the worker was closed"))
+
+    def _reporter(self, hint: int) -> Callable[[Prefetch], None]:
+        def report(handle: Prefetch) -> None:
+            """On the loop's thread: it has its outcome, or its use."""
+            assert handle.job is not None
+            ticket = handle.job.ticket
+            assert ticket.result is not None
+            self._report(hint, ticket.result, handle)
+            if ticket.use is not None or not ticket.result.outcome.is_resident:
+                self._handles.pop(hint, None)
+
+        return report
+
+    def _report(self, hint: int, result: Result, handle: Prefetch | None = None) -> None:
+        use = handle.use if handle else None
+        report = workers_pb2.PreloadReport(
+            hint=hint,
+            outcome=f"OUTCOME_{result.outcome.name}",
+            use=f"USE_{use.name}" if use else "USE_UNSPECIFIED",
+            tokens=handle.used_tokens if handle and use else result.tokens,
+            reason=result.reason,
+            because=handle.because if handle else "",
+        )
+        self._outbox.put(workers_pb2.WorkerMessage(preload=report))
+
+
+_TYPICAL = 2_048  # tokens of a prompt whose prefill rate is reported
+
+
+def started_ticks(pid: int) -> int:
+    """When the process started, in ticks since boot: with the pid it names a process for good. 0 where unknown."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def read_context(wire: hints_pb2.Context) -> Context:
+    """What a client sent. Raises InvalidRequest."""
+    try:
+        return Context(
+            messages=tuple(json.loads(wire.messages or b"[]")),
+            tools=tuple(json.loads(wire.tools or b"[]")),
+            chat_template_kwargs=json.loads(wire.chat_template_kwargs or b"{}"),
+            token_ids=tuple(wire.token_ids),
+            name=wire.name,
+        )
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"a context of the service cannot be read: {error}") from error
