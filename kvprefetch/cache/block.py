@@ -13,6 +13,7 @@ class State(Enum):
     IN_FLIGHT = "in_flight"  # reserved; its bytes are being written; private to its holder
     RESIDENT = "resident"  # published under its key; its bytes never change again
     QUARANTINED = "quarantined"  # its bytes are not to be trusted nor its page reused
+    DROPPED = "dropped"  # its bytes are damaged; its page is free when nobody can be reading it any more
 
 
 class Charge(Enum):
@@ -32,7 +33,7 @@ class Block:
     tenant: str
     state: State
     last_used: float
-    refs: int = 0  # holders; a child's holder holds its parent too
+    refs: int = 0  # holders; a child's holder need not be among them: a parent stays as long as it has children
     key: BlockKey = b""
     parent: "Block | None" = None
     depth: int = 0  # blocks before it in its sequence
@@ -48,10 +49,17 @@ class Block:
         """As what its tenant pays for it."""
         if self.state is State.RESIDENT:
             return Charge.SPECULATIVE if self.speculative else Charge.USED
-        return Charge(self.state.value)
+        return Charge.IN_FLIGHT if self.state is State.IN_FLIGHT else Charge.QUARANTINED
 
 
 class Holder(Protocol):
     """Something that holds references: one for each entry of `blocks`."""
 
     blocks: list[Block]
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """A holder that is no more than that."""
+
+    blocks: list[Block] = field(default_factory=list)

@@ -31,12 +31,13 @@ def _pages_add_up(pool: "BlockPool", require: Require) -> None:
     require(
         pages == Counter(range(pool.pages)),
         f"free {len(pool.free)} + resident {len(pool.resident)} + in flight {len(pool.in_flight)} "
-        f"+ quarantined {len(pool.quarantined)} is not each of {pool.pages} pages once",
+        f"+ quarantined {len(pool.quarantined)} + dropped {len(pool.dropped)} is not each of {pool.pages} pages once",
     )
     for state, blocks in (
         (State.RESIDENT, pool.resident.values()),
         (State.IN_FLIGHT, pool.in_flight.values()),
         (State.QUARANTINED, pool.quarantined.values()),
+        (State.DROPPED, [block for block, _ in pool.dropped.values()]),
     ):
         require(all(block.state is state for block in blocks), f"a block listed {state.value} says otherwise")
 
@@ -54,12 +55,14 @@ def _references_match_holders(pool: "BlockPool", require: Require) -> None:
 
 
 def _tree_is_sound(pool: "BlockPool", require: Require) -> None:
+    """Nothing is asked of a held block's parent: it has a child, so that it is no leaf, and only leaves are evicted."""
     for key, block in pool.resident.items():
         require(block.key == key, f"page {block.page} is listed under another key")
         if block.parent is not None:
             require(pool.resident.get(block.parent.key) is block.parent, f"page {block.page} lost its parent")
             require(block.parent.children.get(key) is block, f"page {block.page} is missing among its siblings")
-            require(not block.refs or block.parent.refs > 0, f"page {block.page} is held, its parent is not")
+        depth = block.parent.depth + 1 if block.parent else 0
+        require(block.depth == depth, f"page {block.page} says it is at depth {block.depth}, it is at {depth}")
         require(
             all(pool.resident.get(k) is child for k, child in block.children.items()),
             f"page {block.page} lists a child that is gone",

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from math import inf, nextafter
 from typing import NamedTuple, Protocol, TypeVar
@@ -89,19 +89,22 @@ def by_index(index: Callable[[E_contra, float], float]) -> Callable[[E_contra, D
     return policy
 
 
-def choose_victims(
-    leaves: Iterable[Block], wanted: int, policy: Policy, demand: Demand
-) -> list[tuple[Block, str]] | None:
-    """The `wanted` blocks to evict with the rule that chose each, children before parents; None if too few.
+def choose_victims(leaves: Iterable[Block], wanted: int, policy: Policy, demand: Demand) -> list[tuple[Block, str]]:
+    """The `wanted` blocks to evict with the rule that chose each, children before parents; fewer if too few may go.
 
-    `leaves` are the unreferenced resident blocks without resident children. Changes nothing.
-    O(leaves + wanted · log leaves).
+    `leaves` are the unreferenced resident blocks without resident children. A parent counts as used when its
+    children were, whoever touched it. Changes nothing. O(leaves + wanted · log leaves).
     """
     tie = count()
     heap: list[tuple[int, float, int, str, Block]] = []
+    used: dict[int, float] = {}  # page of a parent → when those of its children that were chosen were used
+
+    def last_use(block: Block) -> float:
+        return max(block.last_used, used.get(block.page, -inf))
 
     def offer(block: Block) -> None:
-        rank = policy(block, demand)
+        since = last_use(block)
+        rank = policy(block if since == block.last_used else replace(block, last_used=since), demand)
         if rank is not None:
             heapq.heappush(heap, (rank.group, rank.age, next(tie), rank.rule, block))
 
@@ -109,14 +112,14 @@ def choose_victims(
         offer(leaf)
     victims: list[tuple[Block, str]] = []
     remaining: dict[int, int] = {}  # page of a parent → its children not chosen yet
-    while len(victims) < wanted:
-        if not heap:
-            return None
+    while heap and len(victims) < wanted:
         *_, rule, block = heapq.heappop(heap)
         victims.append((block, rule))
         parent = block.parent
         if parent is None:
             continue
+        if not block.speculative:
+            used[parent.page] = max(last_use(block), used.get(parent.page, -inf))
         left = remaining.get(parent.page, len(parent.children)) - 1
         remaining[parent.page] = left
         if left == 0 and parent.refs == 0:

@@ -2,10 +2,10 @@
 
 Promises
 - Owns every `Block` it returns; callers read them and change them only through these methods.
-- `reserve` is all-or-nothing: it returns `count` private in-flight blocks, or raises PoolFull having
-  changed nothing. `publish` makes one visible, once its bytes are written; until then nobody can match it.
-- A holder of a block holds all blocks before it in the sequence, so an unreferenced block has only
-  unreferenced descendants, and eviction takes leaves first.
+- `reserve` is all-or-nothing, unless fewer will do: it returns `count` private in-flight blocks, or raises PoolFull
+  having changed nothing. `publish` makes one visible, once its bytes are written; until then nobody can match it.
+- Eviction takes unreferenced leaves alone, so whoever holds a block has all blocks before it in the sequence, too:
+  holding the last one is enough. A block counts as used when the last of those behind it was: touching the tail is.
 - Knows pages by number only; the bytes are in `kvprefetch.tiers`. Nothing here blocks; no clock: `now`
   is an argument, in seconds of any monotonic clock.
 - `check()` proves law 5.
@@ -30,6 +30,8 @@ class BlockPool:
         self.resident: dict[BlockKey, Block] = {}
         self.in_flight: dict[int, Block] = {}
         self.quarantined: dict[int, Block] = {}
+        self.dropped: dict[int, tuple[Block, list[Block]]] = {}  # page → its block, and those whose holders may read it
+        self.moved = 0  # times that blocks changed their page or place in a sequence: what was noted of them is void
         self.holders: set[Holder] = set()
         self.announced: Counter[BlockKey] = Counter()  # keys that holders are computing right now
         self.evicted: OrderedDict[BlockKey, str] = OrderedDict()  # bounded: key → rule that evicted it
@@ -57,29 +59,33 @@ class BlockPool:
             found.append(block)
         return found
 
+    def is_in_use(self, block: Block) -> bool:
+        """Whether anybody holds it, or holds something behind it."""
+        return any(other.refs for other in _with_descendants(block))
+
     def charges(self) -> dict[str, Counter[str]]:
         """Pages by tenant: "used", "speculative", "in_flight", "quarantined". O(tenants)."""
         return {tenant: Counter({kind.value: n for kind, n in kinds.items()}) for tenant, kinds in self.charged.items()}
 
     # -- taking and giving back ------------------------------------------------------------------------
-    def reserve(self, count: int, demand: Demand) -> list[Block]:
+    def reserve(self, count: int, demand: Demand, *, or_fewer: bool = False) -> list[Block]:
         """`count` in-flight blocks with one reference each, charged to `demand.tenant`; or PoolFull."""
-        self.make_room(count, demand)
+        self.make_room(count, demand, or_less=or_fewer)
         taken = []
-        for _ in range(count):
+        for _ in range(min(count, len(self.free))):
             block = Block(self.free.pop(), demand.tenant, State.IN_FLIGHT, demand.now, refs=1)
             self.in_flight[block.page] = block
             self._charge(block)
             taken.append(block)
         return taken
 
-    def make_room(self, count: int, demand: Demand) -> None:
-        """Evict until `count` pages are free; or PoolFull, having changed nothing."""
+    def make_room(self, count: int, demand: Demand, *, or_less: bool = False) -> None:
+        """Evict until `count` pages are free; or PoolFull, having changed nothing. `or_less`: as far as it goes."""
         missing = count - len(self.free)
         if missing <= 0:
             return
         victims = choose_victims(self.leaves.values(), missing, self.policy, demand)
-        if victims is None:
+        if len(victims) < missing and not or_less:
             raise PoolFull(f"{count} pages wanted, {len(self.free)} free, too few may be evicted")
         for block, rule in victims:
             self.evict(block, rule)
@@ -107,6 +113,7 @@ class BlockPool:
         self.evicted.pop(key, None)
         if parent is not None:
             parent.children[key] = block
+            self.leaves.pop(parent.page, None)  # where nobody held it
             block.depth = parent.depth + 1
         return block
 
@@ -125,6 +132,8 @@ class BlockPool:
                 self._free_page(block)
             else:
                 self._note_leaf(block)
+        if self.dropped:
+            self._free_dropped()
 
     def touch(self, blocks: Iterable[Block], now: float, session: str = "") -> int:
         """A live request of `session` uses these; returns how many were speculative and unused until now."""
@@ -148,6 +157,8 @@ class BlockPool:
         """Forget an unreferenced resident leaf; its page becomes free and its key is remembered."""
         if block.refs or block.children or block.state is not State.RESIDENT:
             raise ValueError(f"page {block.page} is not an unreferenced resident leaf")
+        if block.parent is not None and not block.speculative:
+            block.parent.last_used = max(block.parent.last_used, block.last_used)
         self._unlink(block)
         self._remember(block.key, rule)
         self._free_page(block)
@@ -162,12 +173,63 @@ class BlockPool:
         self._charge(block)
         self.quarantined[block.page] = block
 
+    def resume(self, block: Block) -> None:
+        """The writer of a quarantined page is back and goes on: its block is in flight again."""
+        if not block.refs:
+            raise ValueError(f"quarantined page {block.page} has no holder to go on")
+        del self.quarantined[block.page]
+        self._refund(block)
+        block.state = State.IN_FLIGHT
+        self._charge(block)
+        self.in_flight[block.page] = block
+
     def readmit(self, block: Block) -> None:
         """The writer of a quarantined page is proved gone: free the page. References must be dropped."""
         if block.refs:
             raise ValueError(f"quarantined page {block.page} is still referenced")
         del self.quarantined[block.page]
         self._free_page(block)
+
+    def drop(self, block: Block, rule: str) -> None:
+        """Forget a resident block, leaf or not (its bytes are damaged, say): its children begin sequences.
+
+        Its page is free when all have let go who hold it or something behind it: they may be reading it.
+        """
+        if block.state is not State.RESIDENT:
+            raise ValueError(f"page {block.page} is not resident")
+        readers = [other for other in _with_descendants(block) if other.refs]
+        for child in block.children.values():
+            child.parent = None
+            for other in _with_descendants(child):
+                other.depth -= block.depth + 1
+        self._unlink(block)
+        self._remember(block.key, rule)
+        block.children, block.parent = {}, None
+        self._refund(block)
+        block.state = State.DROPPED
+        self._charge(block)
+        self.dropped[block.page] = block, readers
+        self.moved += 1
+        self._free_dropped()
+
+    def take_in(self, blocks: Sequence[Block]) -> None:
+        """Blocks that lie in free pages already, as `cache.rebuild` makes them: resident or quarantined, unheld.
+
+        Raises ValueError, having changed nothing, where a page is not free or two blocks have one page or key.
+        """
+        pages, free = {block.page for block in blocks}, set(self.free)
+        keys = {block.key for block in blocks if block.state is State.RESIDENT}
+        known = sum(block.state is State.RESIDENT for block in blocks)
+        if len(pages) < len(blocks) or not pages <= free or len(keys) < known or keys & self.resident.keys():
+            raise ValueError("these blocks do not fit: a page is taken, or a key or page is named twice")
+        self.free = sorted(free - pages, reverse=True)
+        for block in blocks:
+            self._charge(block)
+            if block.state is State.RESIDENT:
+                self.resident[block.key] = block
+                self._note_leaf(block)
+            else:
+                self.quarantined[block.page] = block
 
     def clear(self) -> None:
         """Evict every unreferenced resident block."""
@@ -198,6 +260,7 @@ class BlockPool:
             block.page = target
         for block, _ in moving:
             self._note_leaf(block)
+        self.moved += 1
         self.free = sorted(free, reverse=True)
 
     def resize(self, pages: int) -> None:
@@ -224,7 +287,8 @@ class BlockPool:
 
     def blocks(self) -> list[Block]:
         """Every block that occupies a page."""
-        return [*self.resident.values(), *self.in_flight.values(), *self.quarantined.values()]
+        dropped = [block for block, _ in self.dropped.values()]
+        return [*self.resident.values(), *self.in_flight.values(), *self.quarantined.values(), *dropped]
 
     def check(self) -> None:
         """Prove law 5, or raise AccountingError naming what does not add up. O(pages)."""
@@ -234,6 +298,12 @@ class BlockPool:
     def _free_page(self, block: Block) -> None:
         self._refund(block)
         self.free.append(block.page)
+
+    def _free_dropped(self) -> None:
+        for page, (block, readers) in list(self.dropped.items()):
+            if not any(reader.refs for reader in readers):
+                del self.dropped[page]
+                self._free_page(block)
 
     def _charge(self, block: Block) -> None:
         self.charged[block.tenant][block.charge] += 1
@@ -262,3 +332,10 @@ class BlockPool:
         if len(self.evicted) > self._evicted_memory:
             self.evicted.popitem(last=False)
             self.forgot_evictions = True
+
+
+def _with_descendants(block: Block) -> list[Block]:
+    found = [block]
+    for other in found:
+        found.extend(other.children.values())
+    return found

@@ -119,8 +119,8 @@ def a_parent_is_not_resident(s: Scene) -> None:
     s.leaf.parent = stray(s.parent.page, s.parent.key)
 
 
-def a_child_is_held_and_its_parent_not(s: Scene) -> None:
-    s.held.blocks.pop(0).refs = 0
+def a_block_is_at_another_depth(s: Scene) -> None:
+    s.leaf.depth = 7
 
 
 def a_listed_child_is_gone(s: Scene) -> None:
@@ -181,7 +181,7 @@ STORIES: dict[Callable[[Scene], None], str] = {
     a_block_is_listed_under_another_key: "listed under another key",
     a_parent_does_not_list_its_child: "missing among its siblings",
     a_parent_is_not_resident: "lost its parent",
-    a_child_is_held_and_its_parent_not: "is held, its parent is not",
+    a_block_is_at_another_depth: "says it is at depth 7, it is at 1",
     a_listed_child_is_gone: "lists a child that is gone",
     a_leaf_is_not_listed: r"wrongly \(un\)listed as a leaf",
     a_parent_is_listed_as_a_leaf: r"wrongly \(un\)listed as a leaf",

@@ -1,0 +1,242 @@
+"""The arena: a file of slots in shared memory, mapped by the service and by all workers of one model's namespace.
+
+Who does what
+- The service opens it with `create`, has it to itself (flock), and alone writes headers. Workers `attach`; they write
+  the bytes of slots that were reserved for them, and read headers and bytes. None of these calls blocks on others.
+- Raises ArenaRefused for a file of another version, namespace or size, a damaged or shortened one, or one that
+  another service has; TierUnavailable where there is none, or no room.
+
+How a reader never takes a half-written block for a whole one
+- Bytes are written before their header says SEALED, and the state is the last byte of a header that is written. x86
+  shows stores to others in the order in which they were made, ARM need not; so a header carries a checksum, and a
+  reader that sees half of one takes it for changed.
+- Between a block's bytes and its header lies a message from worker to service, and between header and reader one
+  from service to reader: system calls order these on every machine.
+- `read` compares the whole header before and after copying, sequence included, and verifies the copy, not the slot:
+  whatever was read too early or too late has another checksum. Without verification, leases alone protect: a slot
+  that anybody holds is not written to.
+"""
+
+import ctypes
+import fcntl
+import logging
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kvprefetch.errors import ArenaRefused, TierUnavailable
+from kvprefetch.tiers import layout as layouts
+from kvprefetch.tiers.checksum import checksum
+from kvprefetch.tiers.layout import Layout
+from kvprefetch.tiers.mapped import address_of, map_file, require_space
+from kvprefetch.tiers.slots import HEADER_BYTES, IN_TRANSIT, SlotHeader, SlotState, decode, encode
+
+log = logging.getLogger(__name__)
+
+
+class ArenaFile:
+    """See the module's promises. Open with `create` or `attach`.
+
+    `buffer` is all slots' memory, slot i at `i * slot_bytes`. Views of it stay valid after `close`.
+    """
+
+    def __init__(self, path: Path, layout: Layout, mapping: mmap.mmap, lock: int | None) -> None:
+        self.path, self.layout = path, layout
+        self.namespace, self.slots = layout.namespace, layout.slots
+        self.block_bytes, self.slot_bytes = layout.block_bytes, layout.slot_bytes
+        self.buffer = memoryview(mapping)[layout.data : layout.file_bytes]
+        self._mapping: mmap.mmap | None = mapping
+        self._lock = lock  # descriptor
+        self._address = address_of(self.buffer)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        namespace: str,
+        block_bytes: int,
+        slots: int,
+        *,
+        prefault: bool = True,
+        huge_pages: bool = True,
+        lock: bool = False,
+    ) -> "ArenaFile":
+        """For the service: open the file, or make it, whole or not at all; and have it alone."""
+        path, layout = Path(path), Layout("arena", namespace, block_bytes, slots)
+        layouts.make_private_folder(path.parent)
+        notes: list[str] = []
+        options = {"prefault": prefault, "huge_pages": huge_pages, "lock": lock}
+        with _folder_locked(path.parent), _in_words(path, layout):
+            try:
+                descriptor = layouts.open_private(path, os.O_RDWR)
+            except FileNotFoundError:
+                descriptor, is_new = layouts.open_private(_draft(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC), True
+            else:
+                is_new = False
+            try:
+                _have_alone(descriptor, path)
+                if is_new:
+                    require_space(descriptor, layout.file_bytes)
+                    os.ftruncate(descriptor, layout.file_bytes)
+                    os.pwrite(descriptor, layout.encode(), 0)
+                else:
+                    layouts.require_same(_read_layout(descriptor, path), layout, path)
+                mapping = map_file(descriptor, layout.file_bytes, note=notes.append, **options)
+                if is_new:
+                    _draft(path).rename(path)
+            except BaseException:
+                os.close(descriptor)
+                if is_new:
+                    _draft(path).unlink(missing_ok=True)
+                raise
+        level = logging.WARNING if any("refused" in note for note in notes) else logging.INFO
+        log.log(level, "arena %s: %d slots of %d bytes; %s", path, slots, block_bytes, "; ".join(notes))
+        return cls(path, layout, mapping, descriptor)
+
+    @classmethod
+    def attach(cls, path: str | Path, namespace: str, *, prefault: bool = True) -> "ArenaFile":
+        """For a worker: map what its service has made."""
+        path = Path(path)
+        try:
+            descriptor = layouts.open_private(path, os.O_RDWR)
+        except OSError as error:
+            raise TierUnavailable(
+                f"the arena {path} cannot be opened ({error.strerror}): the service and its workers must run as one "
+                "user and see the same folder"
+            ) from error
+        try:
+            found = _read_layout(descriptor, path)
+            layouts.require_same(found, Layout("arena", namespace, found.block_bytes, found.slots), path)
+            with _in_words(path, found):
+                mapping = map_file(
+                    descriptor, found.file_bytes, prefault=prefault, huge_pages=True, lock=False, note=lambda _: None
+                )
+        finally:
+            os.close(descriptor)
+        return cls(path, found, mapping, None)
+
+    # -- headers ---------------------------------------------------------------------------------------
+    def header(self, slot: int) -> SlotHeader | None:
+        """The slot's header; None: damaged, or being written just now."""
+        return decode(self.raw_header(slot))
+
+    def raw_header(self, slot: int) -> bytes:
+        """The header's 256 bytes: as long as they stay the same, so does the slot."""
+        at = self.layout.header_at(self._known(slot))
+        return self._mapped[at : at + HEADER_BYTES]
+
+    def write_header(self, slot: int, header: SlotHeader) -> None:
+        """For the service alone. The state is written last."""
+        at, raw, mapping = self.layout.header_at(self._known(slot)), encode(header), self._mapped
+        mapping[at] = IN_TRANSIT
+        mapping[at + 1 : at + HEADER_BYTES] = raw[1:]
+        mapping[at] = raw[0]
+
+    # -- bytes -----------------------------------------------------------------------------------------
+    def slot(self, slot: int) -> memoryview:
+        """Writable view of the `block_bytes` bytes of a slot."""
+        start = self._known(slot) * self.slot_bytes
+        return self.buffer[start : start + self.block_bytes]
+
+    def read(self, slot: int, key: bytes, into: memoryview, *, verify: bool = True) -> bool:
+        """Copy the block `key` out of its slot; False: it is not there, or changed meanwhile, or is damaged.
+
+        `into` is writable and contiguous, of `block_bytes`. With False its content is garbage. Other threads run.
+        """
+        if into.nbytes != self.block_bytes:
+            raise ValueError(f"blocks have {self.block_bytes} bytes, not {into.nbytes}")
+        before = self.raw_header(slot)
+        header = decode(before)
+        if header is None or header.state is not SlotState.SEALED or header.key != key:
+            return False
+        if header.length != self.block_bytes:
+            return False
+        ctypes.memmove(address_of(into), self._address + slot * self.slot_bytes, self.block_bytes)
+        if verify and checksum(into) != header.checksum:
+            return False
+        return self.raw_header(slot) == before
+
+    def write(self, slot: int, data: memoryview) -> int:
+        """Copy a block into its slot; the checksum of `data`. Other threads run, if `data` is writable."""
+        self.put(slot, data)
+        return checksum(data)
+
+    def put(self, slot: int, data: memoryview) -> None:
+        """As `write`, where the checksum is known."""
+        if data.nbytes != self.block_bytes:
+            raise ValueError(f"blocks have {self.block_bytes} bytes, not {data.nbytes}")
+        start = self._known(slot) * self.slot_bytes
+        if data.readonly:
+            self.buffer[start : start + self.block_bytes] = data.cast("B")
+        else:
+            ctypes.memmove(self._address + start, address_of(data), self.block_bytes)
+
+    def close(self) -> None:
+        """Let go of the file; the memory goes with the last view of it. Calling it again does nothing."""
+        if self._mapping is None:
+            return
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # the mapping has a descriptor of its own, which keeps the lock
+            os.close(self._lock)
+        mapping, self._mapping, self._lock, self._address = self._mapping, None, None, 0
+        with suppress(BufferError):  # somebody has views
+            self.buffer.release()
+            mapping.close()
+
+    # -- within ----------------------------------------------------------------------------------------
+    @property
+    def _mapped(self) -> mmap.mmap:
+        if self._mapping is None:
+            raise TierUnavailable(f"the arena {self.path} was closed")
+        return self._mapping
+
+    def _known(self, slot: int) -> int:
+        """`slot`, if there is such a one: what is outside is no memory of ours."""
+        if not 0 <= slot < self.slots or self._mapping is None:
+            raise TierUnavailable(f"the arena {self.path} has {self.slots} slots, or was closed: no slot {slot}")
+        return slot
+
+
+def _draft(path: Path) -> Path:
+    """Where a file is until it is whole; there is one at most, under the folder's lock."""
+    return path.with_name(f".{path.name}.new")
+
+
+@contextmanager
+def _folder_locked(folder: Path) -> Iterator[None]:
+    """One at a time makes or opens files here."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _in_words(path: Path, layout: Layout) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TierUnavailable(
+            f"no arena of {layout.file_bytes} bytes at {path}: {error.strerror}; set a smaller size or another folder"
+        ) from error
+
+
+def _have_alone(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ArenaRefused(f"another service has {path}: stop it, or set another folder for this one") from error
+
+
+def _read_layout(descriptor: int, path: Path) -> Layout:
+    layout = layouts.decode(os.pread(descriptor, layouts.PAGE, 0), "arena", path)
+    if os.fstat(descriptor).st_size != layout.file_bytes:
+        raise ArenaRefused(
+            f"{path} has {os.fstat(descriptor).st_size} bytes instead of {layout.file_bytes}, something has cut it: "
+            "delete it (it holds nothing but cached blocks)"
+        )
+    return layout
