@@ -41,6 +41,9 @@ class Workers(Protocol):
     def place(self, tenant: str, session: str, model: str) -> "tuple[bytes, Place] | None":
         """The connected worker that a preload goes to, and where it is wanted there; None: no worker of that model."""
 
+    def expected_at(self, tenant: str, session: str, model: str) -> bytes | None:
+        """The connected worker that the session's next request most likely comes to, however unsure."""
+
     def send(self, worker: bytes, message: ServiceMessage) -> bool:
         """Queue a message for a worker; False: it is not connected (any more), or does not read."""
 

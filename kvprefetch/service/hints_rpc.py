@@ -164,9 +164,9 @@ class HintsService(hints_pb2_grpc.HintsServicer):
         if not session:
             return
         workers = self.book.workers
-        places = [workers.place(tenant, session, model) for model in workers.models()]
+        likely = {workers.expected_at(tenant, session, model) for model in workers.models()}
         message = ServiceMessage(observed=Observed(tenant=tenant, session=session, kind=kind))
-        for worker in also | {place[0] for place in places if place}:
+        for worker in also | {worker for worker in likely if worker}:
             workers.send(worker, message)
 
     def _refuse_if_closed(self) -> None:
