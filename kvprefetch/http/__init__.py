@@ -1,1 +1,1 @@
-"""A worker's HTTP endpoint: the OpenAI API over one worker."""
+"""A worker's HTTP endpoint: the part of the OpenAI API that a language model needs, over one worker."""
