@@ -8,6 +8,7 @@ import click
 from kvprefetch import __version__
 from kvprefetch.cli.demo import demo
 from kvprefetch.cli.simulate import simulate
+from kvprefetch.cli.worker import worker
 from kvprefetch.errors import KVPrefetchError
 
 
@@ -19,6 +20,7 @@ def commands() -> None:
 
 commands.add_command(demo)
 commands.add_command(simulate)
+commands.add_command(worker)
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """`kvprefetch worker`."""
 
 import logging
+import sys
 from dataclasses import replace
 
 import click
 
-from kvprefetch.errors import SettingsError
 from kvprefetch.settings import Settings, client_token, load_settings
 
 log = logging.getLogger(__name__)
@@ -88,9 +88,12 @@ def _serve(model: str, settings: Settings, address: str | None, credential: dict
             station = local.core.station
             if station is not None and not station.registered.wait(_FIRST_CONTACT_S):
                 click.echo("no cache service yet: serving without, and looking for it", err=True)
-            serve(make_app(local, settings), settings.http)
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}") from error
+            serve(make_app(local, settings), settings.http, ready=lambda url: _say(engine.loaded.name, url))
     finally:
         if channel is not None:
             channel.close()
+
+
+def _say(model: str, url: str) -> None:
+    click.echo(f"serving {model} at {url}")
+    sys.stdout.flush()

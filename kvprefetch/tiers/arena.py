@@ -158,6 +158,13 @@ class ArenaFile:
             return False
         return self.raw_header(slot) == before
 
+    def holds(self, slot: int, key: bytes, *, verify: bool = True) -> bool:
+        """Whether the block `key` lies whole in its slot, now. Other threads run while it is verified."""
+        header = self.header(slot)
+        if header is None or header.state is not SlotState.SEALED or header.key != key:
+            return False
+        return header.length == self.block_bytes and (not verify or checksum(self.slot(slot)) == header.checksum)
+
     def write(self, slot: int, data: memoryview) -> int:
         """Copy a block into its slot; the checksum of `data`. Other threads run, if `data` is writable."""
         self.put(slot, data)

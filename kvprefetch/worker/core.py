@@ -27,6 +27,8 @@ from kvprefetch.worker.request import Generation, LiveRequest, Timing
 from kvprefetch.worker.state_file import restore, save
 from kvprefetch.worker.station import Station
 
+_FLUSH_S = 5.0  # what was computed last may take so long to reach the arena when the worker ends
+
 
 class Core:
     """See the module's promises. Close it."""
@@ -118,6 +120,8 @@ class Core:
 
     def close(self) -> None:
         """End all requests and prefetches and the threads. Calling it again does nothing."""
+        if self.link is not None:
+            self.link.flush(_FLUSH_S)
         if self.station is not None:
             self.station.close()
         self.worker.close()

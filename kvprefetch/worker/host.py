@@ -55,6 +55,13 @@ class Host:
         self.counts = {"loaded": 0, "corrupt": 0, "unavailable": 0, "timed_out": 0}
         self.leases: set[int] = set()  # taken and not yet given back
         self._views: dict[int, memoryview] = {}
+        self._registered: tuple[ArenaFile | None, torch.Tensor | None] = (None, None)  # pinned for the device
+
+    def attached(self, arena: ArenaFile) -> None:
+        """Read from this arena from now on. For the station's thread."""
+        if self.pool.device.type == "cuda":
+            self._registered = (arena, register(arena))
+        self.arena = arena
 
     # -- for any thread --------------------------------------------------------------------------------
     def look_up(
@@ -134,18 +141,42 @@ class Host:
             view = self._views[page] = page_bytes(self.pool.tensor[page])
         return view
 
+    # -- within ----------------------------------------------------------------------------------------
     def _to_host(self, arena: ArenaFile, slot: int, key: BlockKey, page: int) -> bool:
         return arena.read(slot, key, self.page(page), verify=self.verify)
 
     def _to_device(self, arena: ArenaFile, slot: int, key: BlockKey, page: int) -> bool:
-        staged = torch.empty(arena.block_bytes, dtype=torch.uint8, pin_memory=True)
+        """The copy is done when this returns, so the lease may go."""
+        target = self.pool.tensor[page]
+        if arena is self._registered[0] and self._registered[1] is not None:
+            return self._from_registered(arena, slot, key, target)
+        staged = torch.empty(arena.block_bytes, dtype=torch.uint8, pin_memory=self.pool.device.type == "cuda")
         if not arena.read(slot, key, page_bytes(staged), verify=self.verify):
             return False
-        target = self.pool.tensor[page]
-        target.copy_(staged.view(target.dtype).view(target.shape))  # waits: the lease may go when this returns
+        target.copy_(staged.view(target.dtype).view(target.shape))
         return True
+
+    def _from_registered(self, arena: ArenaFile, slot: int, key: BlockKey, target: torch.Tensor) -> bool:
+        """The device reads the arena itself: the slot is verified first, and its header must be the same afterwards."""
+        before, whole = arena.raw_header(slot), self._registered[1]
+        if whole is None or not arena.holds(slot, key, verify=self.verify):
+            return False
+        start = slot * arena.slot_bytes
+        target.copy_(whole[start : start + arena.block_bytes].view(target.dtype).view(target.shape))
+        return arena.raw_header(slot) == before
 
 
 def page_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on a CPU, without a copy."""
     return tensor.view(torch.uint8).flatten().numpy().data
+
+
+def register(arena: ArenaFile) -> torch.Tensor | None:
+    """All slots as a tensor `[bytes]` that a GPU reads without staging, or None where the driver does not allow it."""
+    whole = torch.frombuffer(arena.buffer, dtype=torch.uint8)
+    error = torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0)
+    if error.value == 0:
+        log.info("the arena is registered with CUDA: %d bytes", whole.nbytes)
+        return whole
+    log.warning("the arena cannot be registered with CUDA (%s); its blocks are staged", error)
+    return None

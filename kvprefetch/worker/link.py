@@ -44,6 +44,7 @@ class Link:
         self._returned: deque[Found] = deque()
         self._wake = threading.Event()
         self._closing = False
+        self._pause = threading.Event()  # never set
         self._thread = threading.Thread(target=self._run, name="kvprefetch-release", daemon=True)
 
     def open(self, pool: BlockPool, post: Callable[[Callable[[], None]], None], is_live: Callable[[], bool]) -> None:
@@ -55,7 +56,7 @@ class Link:
         """The service has this worker, and its arena lies there. Raises TierError where it cannot be mapped."""
         file = os.stat(path).st_ino if os.path.exists(path) else 0
         if self.host.arena is None or self._mapped != (path, file):
-            self.host.arena = ArenaFile.attach(path, namespace)  # the old one goes when nobody copies from it
+            self.host.attached(ArenaFile.attach(path, namespace))  # the old one goes when nobody copies from it
             self._mapped = path, file
         if is_new_service:
             self._returned.clear()  # their leases went with the service
@@ -73,6 +74,14 @@ class Link:
             "written": dict(self.offloader.counts),
             "queued": self.offloader.queued,
         }
+
+    def flush(self, patience_s: float) -> None:
+        """Wait until what was computed is written, but no longer. The worker's loop must run."""
+        deadline = self.clock() + patience_s
+        while self.host.arena is not None and not self.offloader.is_idle and self.clock() < deadline:
+            if self.client.breaker.is_open:
+                return
+            self._pause.wait(0.01)
 
     def close(self) -> None:
         """Let go of everything. The worker's loop has ended."""
@@ -114,7 +123,7 @@ class Link:
             except ServiceUnavailable:
                 if self._closing:
                     return False
-                threading.Event().wait(_RETRY_S)
+                self._pause.wait(_RETRY_S)
                 self._wake.set()
                 return False
             for found in batch:

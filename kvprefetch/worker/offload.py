@@ -122,6 +122,11 @@ class Offloader:
         """Blocks that wait to be written."""
         return len(self._queue)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._queue and not self._is_busy
+
     def close(self) -> None:
         """Wait for the run under way. Call it when the loop runs nothing any more, which then drops the hold."""
         self._closing.set()
