@@ -1,0 +1,183 @@
+"""Connections to Redis or Valkey, as the settings' URL says: plain, TLS, Unix socket; one server or a Cluster.
+
+redis-py speaks the protocol and hiredis parses it. What is added here is time: a socket whose every send and receive
+ends by a limit that the operation under way sets for all of them together, where redis-py would wait anew for every
+piece. Connecting (name look-up, TLS, log-in, a Cluster's map of slots) takes `CONNECT_S` at most, but for the name
+look-up; who cannot wait that long has it done by another thread (`redis_link`).
+"""
+
+import re
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from redis import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
+
+from kvprefetch.errors import SettingsError
+from kvprefetch.settings import RedisSettings
+
+CONNECT_S = 2.0
+READ_BYTES = 2**20  # taken from the socket at once: at 64 KiB, a fourth of the rate is lost
+
+Address = tuple[str, int]
+
+
+class Limit:
+    """Until when the operation under way may take. One thread at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """There was progress: as long again from now."""
+        self._at = time.monotonic() + self.seconds
+
+    @property
+    def is_short(self) -> bool:
+        """Whether less than half of the time is left: too little to begin more."""
+        return self._at - time.monotonic() < self.seconds / 2
+
+    def left(self) -> float:
+        """Seconds left. Raises TimeoutError where there are none."""
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"no progress for {1_000 * self.seconds:.0f} ms")
+        return left
+
+
+class TimedSocket:
+    """The part of a socket that redis-py uses, each call within its connection's limit."""
+
+    def __init__(self, inner: socket.socket, connection: "_Timed") -> None:
+        self._inner, self._connection = inner, connection
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        """Send all of it, or raise TimeoutError when the limit is reached."""
+        rest = memoryview(data)
+        while rest:
+            self._inner.settimeout(self._connection.limit.left())
+            rest = rest[self._inner.send(rest) :]
+
+    def recv_into(self, buffer: bytearray) -> int:
+        """Receive what there is; wait for it until the limit."""
+        self._inner.settimeout(self._connection.limit.left())
+        return self._inner.recv_into(buffer)
+
+    def fileno(self) -> int:
+        """For polling."""
+        return self._inner.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _Timed:
+    """What every kind of connection has besides: a limit, and a way to see whether it may be used again."""
+
+    limit: Limit
+
+    def _connect(self) -> TimedSocket:
+        return TimedSocket(super()._connect(), self)  # type: ignore[misc]
+
+    def is_quiet(self) -> bool:
+        """Whether it is connected and nothing came in: neither its end nor an answer that nobody read."""
+        inner = self._sock  # type: ignore[attr-defined]
+        if inner is None or (hasattr(inner, "pending") and inner.pending()):
+            return False
+        poll = select.poll()
+        poll.register(inner.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+
+class PlainConnection(_Timed, Connection):
+    """TCP."""
+
+
+class TlsConnection(_Timed, SSLConnection):
+    """TCP with TLS."""
+
+
+class UnixConnection(_Timed, UnixDomainSocketConnection):
+    """A Unix socket."""
+
+
+class Wire(Protocol):
+    """What is used of a connection: redis-py's own methods, which have no types, and `_Timed`'s."""
+
+    limit: Limit
+
+    def is_quiet(self) -> bool: ...
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def pack_commands(self, commands: Sequence[Sequence[Any]]) -> list[bytes]: ...
+    def send_packed_command(self, command: list[bytes]) -> None: ...
+    def send_command(self, *command: Any) -> None: ...
+    def read_response(self) -> Any: ...
+
+
+_KINDS: dict[type, Any] = {
+    Connection: PlainConnection,
+    SSLConnection: TlsConnection,
+    UnixDomainSocketConnection: UnixConnection,
+}
+
+
+class Dialer:
+    """Opens what the URL means; blocks for up to `CONNECT_S`. Raises what redis-py raises. Thread-safe."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.url = re.sub(r"^(rediss?)\+cluster://", r"\1://", settings.url)
+        self.is_cluster = self.url != settings.url
+        options: dict[str, Any] = {"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
+        if settings.ca and self.url.startswith("rediss:"):
+            options["ssl_ca_certs"] = settings.ca
+        try:
+            pool = ConnectionPool.from_url(self.url, **options)
+        except ValueError as error:
+            raise SettingsError(f"redis.url: {error}") from error
+        # the second version of the protocol: all servers speak it, and they send nothing that nobody asked for
+        self.options = {**pool.connection_kwargs, "protocol": 2, "socket_read_size": READ_BYTES}
+        self.address: Address = (self.options.get("host", "localhost"), self.options.get("port", 6379))
+        self.name = self.options.get("path") or "{}:{}".format(*self.address)
+        self._kind = _KINDS[pool.connection_class]
+
+    def dial(self, address: Address) -> Wire:
+        """A connection, logged in."""
+        options = dict(self.options)
+        if self._kind is not UnixConnection:
+            options["host"], options["port"] = address
+        connection: Wire = self._kind(**options)
+        connection.limit = Limit(CONNECT_S)
+        connection.connect()
+        return connection
+
+    def map_slots(self, known: Sequence[Address]) -> "SlotMap":
+        """The Cluster's map, from the first of `known` or of the URL that gives one."""
+        options = {name: self.options[name] for name in ("socket_connect_timeout", "socket_timeout", "protocol")}
+        if "ssl_ca_certs" in self.options:
+            options["ssl_ca_certs"] = self.options["ssl_ca_certs"]
+        nodes = [ClusterNode(host, port) for host, port in known]
+        never = Retry(NoBackoff(), 0)
+        return SlotMap(
+            RedisCluster(url=self.url, startup_nodes=nodes, retry=never, require_full_coverage=False, **options)
+        )
+
+
+class SlotMap:
+    """Which node of a Cluster holds which key, when it was read."""
+
+    def __init__(self, cluster: RedisCluster) -> None:
+        self._cluster: Any = cluster
+        self.nodes: list[Address] = [(node.host, node.port) for node in self._cluster.get_primaries()]
+        cluster.close()  # the map alone is wanted
+
+    def address_of(self, key: str | bytes) -> Address:
+        """Raises SlotNotCoveredError."""
+        node = self._cluster.get_node_from_key(key)
+        return node.host, node.port
