@@ -33,32 +33,28 @@ def test_a_tenant_finds_its_own_prompts_and_nobody_elses(open_tiny: Open) -> Non
         assert cached("bob") > 0
 
 
-@pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer nothing", "Basic token of ann", "Bearer token of ann x"]
-)
-def test_who_has_no_token_or_a_wrong_one_stays_outside(open_tiny: Open, header: str | None) -> None:
+def test_who_has_no_token_or_a_wrong_one_stays_outside(open_tiny: Open) -> None:
     with served(open_tiny(), credentials=KNOWN) as site:
         del site.http.headers["authorization"]
-        headers = {} if header is None else {"authorization": header}
-        for response in (
-            site.http.post("/chat/completions", json=ASKED, headers=headers),
-            site.http.post("/completions", content=b"not even JSON", headers=headers),
-            site.http.get("/models", headers=headers),
-            site.http.get(f"/models/{MODEL}", headers=headers),
-        ):
-            assert response.status_code == 401
-            assert response.json()["error"]["code"] == "invalid_api_key"
-            assert response.headers["www-authenticate"] == "Bearer"
+        for header in (None, "", "Bearer", "Bearer nothing", "Basic token of ann", "Bearer token of ann x"):
+            headers = {} if header is None else {"authorization": header}
+            for response in (
+                site.http.post("/chat/completions", json=ASKED, headers=headers),
+                site.http.post("/completions", content=b"not even JSON", headers=headers),
+                site.http.get("/models", headers=headers),
+                site.http.get(f"/models/{MODEL}", headers=headers),
+            ):
+                assert response.status_code == 401
+                assert response.json()["error"]["code"] == "invalid_api_key"
+                assert response.headers["www-authenticate"] == "Bearer"
         assert site.kv.stats()["lookups"]["count"] == 0
 
 
-@pytest.mark.parametrize("name", ["w1", "root"])
-def test_another_role_may_not_ask_for_answers(open_tiny: Open, name: str) -> None:
-    with (
-        served(open_tiny(), token=f"token of {name}", credentials=KNOWN) as site,
-        pytest.raises(openai.PermissionDeniedError),
-    ):
-        site.ai.models.list()
+def test_another_role_may_not_ask_for_answers(open_tiny: Open) -> None:
+    with served(open_tiny(), credentials=KNOWN) as site:
+        for name in ("w1", "root"):
+            with pytest.raises(openai.PermissionDeniedError):
+                site.ai.with_options(api_key=f"token of {name}").models.list()
 
 
 def test_health_and_metrics_ask_for_no_token(open_tiny: Open) -> None:
