@@ -11,25 +11,36 @@ from kvprefetch.cli.main import commands
 
 PUBLIC = {
     "AccountingError",
+    "ArenaRefused",
     "Closed",
+    "Connection",
     "Context",
     "InvalidRequest",
     "KVPrefetchError",
+    "LimitExceeded",
     "Local",
     "MissReason",
     "ModelError",
     "Outcome",
+    "PermissionDenied",
     "PoolError",
     "PoolFull",
     "PoolTooSmall",
     "Result",
     "Sampling",
+    "ServiceError",
+    "ServiceUnavailable",
     "Settings",
     "SettingsError",
+    "TierError",
+    "TierUnavailable",
+    "Unauthenticated",
+    "UnknownContext",
     "UnknownModel",
     "UnsupportedModel",
     "Use",
     "WorkerFailed",
+    "connect",
     "load_settings",
     "local",
 }
@@ -47,6 +58,14 @@ def test_the_exports_are_pinned() -> None:
 def test_importing_it_loads_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "numpy", "triton", "httpx", "rich", "matplotlib", "grpc"]
     done = run(f"import sys, kvprefetch; print([m for m in {heavy} if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done
+
+
+def test_connecting_loads_no_torch() -> None:
+    done = run(
+        "import sys, kvprefetch\nkvprefetch.connect('unix:///nobody/there.sock').close()\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'redis') if m in sys.modules])"
+    )
     assert done.stdout.strip() == "[]", done
 
 

@@ -1,0 +1,82 @@
+"""The `Admin` service: figures, tenants, an orderly end."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from kvprefetch.errors import PermissionDenied
+from kvprefetch.service.auth import caller
+from kvprefetch.service.calls import Calls
+from kvprefetch.service.calls import Context as Call
+from kvprefetch.service.hints_rpc import HintsService
+from kvprefetch.settings import Settings
+from kvprefetch.v1 import admin_pb2 as pb
+from kvprefetch.v1 import admin_pb2_grpc
+
+TIERS = ("host", "disk", "redis")
+
+
+class Figures(Protocol):
+    """What the node's tiers and workers tell."""
+
+    def stats(self) -> dict[str, Any]:
+        """JSON, of everything."""
+
+    def check(self) -> None:
+        """Prove that every slot is accounted for (law 5), or raise AccountingError."""
+
+    async def charges(self) -> Mapping[str, Mapping[str, int]]:
+        """Bytes charged, by tenant and then by the tier's name (`TIERS`)."""
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """See the proto. `drain` begins to end the service, and returns at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        figures: Figures,
+        hints: HintsService,
+        calls: Calls,
+        about: Callable[[], dict[str, Any]],
+        drain: Callable[[], None],
+    ) -> None:
+        self.settings, self.figures, self.hints, self.calls = settings, figures, hints, calls
+        self.about, self.drain = about, drain
+
+    async def Stats(self, request: pb.StatsRequest, context: Call) -> pb.StatsReply:
+        """See the proto."""
+        who = caller()
+        if who.sees_all:
+            if request.check:
+                self.figures.check()
+            stats = {
+                "service": {**self.about(), "in_flight": self.calls.in_flight, "refused": dict(self.calls.refused)},
+                "tenants": self.hints.stats(),
+                **self.figures.stats(),
+            }
+        elif request.check:
+            raise PermissionDenied("a check is for operators and workers")
+        else:
+            charges = (await self.figures.charges()).get(who.tenant, {})
+            own = {**self.hints.stats(who.tenant)[who.tenant], "bytes": {tier: charges.get(tier, 0) for tier in TIERS}}
+            stats = {"tenants": {who.tenant: own}}
+        return pb.StatsReply(stats=json.dumps(stats).encode())
+
+    async def Tenants(self, request: pb.TenantsRequest, context: Call) -> pb.TenantsReply:
+        """See the proto."""
+        charges = await self.figures.charges()
+        configured = {each.name for each in self.settings.credentials if each.role == "tenant"}
+        names = sorted({self.settings.tenant, *configured, *charges})
+        return pb.TenantsReply(tenants=[_tenant(name, charges.get(name, {})) for name in names])
+
+    async def Drain(self, request: pb.DrainRequest, context: Call) -> pb.DrainReply:
+        """See the proto."""
+        others = self.calls.in_flight - 1
+        self.drain()
+        return pb.DrainReply(in_flight=others)
+
+
+def _tenant(name: str, charges: Mapping[str, int]) -> pb.Tenant:
+    host, disk, redis = (charges.get(tier, 0) for tier in TIERS)
+    return pb.Tenant(name=name, host_bytes=host, disk_bytes=disk, redis_bytes=redis)
