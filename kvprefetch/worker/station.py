@@ -66,6 +66,7 @@ class Station:
         while not self._closing.is_set():
             try:
                 with self.link.offloader.writing:  # so that no slot is being written to: the service may free them all
+                    self._forget_moved()
                     self._outbox = queue.SimpleQueue()
                     self._outbox.put(workers_pb2.WorkerMessage(register=self._register()))
                     self._call = workers_pb2_grpc.WorkersStub(self.link.channel).Work(self._messages(self._outbox))
@@ -168,6 +169,13 @@ class Station:
             self._report(asked.hint, Result(Outcome.FAILED, 0, str(error)))
         except Closed:
             self._report(asked.hint, Result(Outcome.CANCELLED, 0, "the worker was closed"))
+
+    def _forget_moved(self) -> None:
+        """The stream broke: what was not done yet, the service has given to another worker."""
+        for hint, handle in list(self._handles.items()):
+            if handle.job is None or handle.job.ticket.result is None:
+                del self._handles[hint]
+                handle.cancel()
 
     def _reporter(self, hint: int) -> Callable[[Prefetch], None]:
         def report(handle: Prefetch) -> None:
