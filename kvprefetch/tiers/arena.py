@@ -18,19 +18,19 @@ How a reader never takes a half-written block for a whole one
 """
 
 import ctypes
-import fcntl
 import logging
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from kvprefetch.errors import ArenaRefused, TierUnavailable
-from kvprefetch.tiers import layout as layouts
 from kvprefetch.tiers.checksum import checksum
-from kvprefetch.tiers.layout import Layout
-from kvprefetch.tiers.mapped import address_of, map_file, require_space
+from kvprefetch.tiers.files import in_words, open_alone, open_private, unlock
+from kvprefetch.tiers.layout import PAGE, Layout, require_same
+from kvprefetch.tiers.layout import decode as decode_layout
+from kvprefetch.tiers.mapped import address_of, map_file
 from kvprefetch.tiers.slots import HEADER_BYTES, IN_TRANSIT, SlotHeader, SlotState, decode, encode
 
 log = logging.getLogger(__name__)
@@ -65,32 +65,20 @@ class ArenaFile:
     ) -> "ArenaFile":
         """For the service: open the file, or make it, whole or not at all; and have it alone."""
         path, layout = Path(path), Layout("arena", namespace, block_bytes, slots)
-        layouts.make_private_folder(path.parent)
         notes: list[str] = []
-        options = {"prefault": prefault, "huge_pages": huge_pages, "lock": lock}
-        with _folder_locked(path.parent), _in_words(path, layout):
-            try:
-                descriptor = layouts.open_private(path, os.O_RDWR)
-            except FileNotFoundError:
-                descriptor, is_new = layouts.open_private(_draft(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC), True
-            else:
-                is_new = False
-            try:
-                _have_alone(descriptor, path)
-                if is_new:
-                    require_space(descriptor, layout.file_bytes)
-                    os.ftruncate(descriptor, layout.file_bytes)
-                    os.pwrite(descriptor, layout.encode(), 0)
-                else:
-                    layouts.require_same(_read_layout(descriptor, path), layout, path)
-                mapping = map_file(descriptor, layout.file_bytes, note=notes.append, **options)
-                if is_new:
-                    _draft(path).rename(path)
-            except BaseException:
-                os.close(descriptor)
-                if is_new:
-                    _draft(path).unlink(missing_ok=True)
-                raise
+
+        def prepare(descriptor: int) -> mmap.mmap:
+            _require_whole(descriptor, layout, path)
+            return map_file(
+                descriptor,
+                layout.file_bytes,
+                prefault=prefault,
+                huge_pages=huge_pages,
+                lock=lock,
+                note=notes.append,
+            )
+
+        descriptor, mapping = open_alone(path, layout, prepare)
         level = logging.WARNING if any("refused" in note for note in notes) else logging.INFO
         log.log(level, "arena %s: %d slots of %d bytes; %s", path, slots, block_bytes, "; ".join(notes))
         return cls(path, layout, mapping, descriptor)
@@ -100,22 +88,23 @@ class ArenaFile:
         """For a worker: map what its service has made."""
         path = Path(path)
         try:
-            descriptor = layouts.open_private(path, os.O_RDWR)
+            descriptor = open_private(path, os.O_RDWR)
         except OSError as error:
             raise TierUnavailable(
                 f"the arena {path} cannot be opened ({error.strerror}): the service and its workers must run as one "
                 "user and see the same folder"
             ) from error
         try:
-            found = _read_layout(descriptor, path)
-            layouts.require_same(found, Layout("arena", namespace, found.block_bytes, found.slots), path)
-            with _in_words(path, found):
+            layout = decode_layout(os.pread(descriptor, PAGE, 0), "arena", path)
+            require_same(layout, replace(layout, namespace=namespace), path)
+            _require_whole(descriptor, layout, path)
+            with in_words(path, layout):
                 mapping = map_file(
-                    descriptor, found.file_bytes, prefault=prefault, huge_pages=True, lock=False, note=lambda _: None
+                    descriptor, layout.file_bytes, prefault=prefault, huge_pages=True, lock=False, note=log.debug
                 )
         finally:
             os.close(descriptor)
-        return cls(path, found, mapping, None)
+        return cls(path, layout, mapping, None)
 
     # -- headers ---------------------------------------------------------------------------------------
     def header(self, slot: int) -> SlotHeader | None:
@@ -185,8 +174,7 @@ class ArenaFile:
         if self._mapping is None:
             return
         if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # the mapping has a descriptor of its own, which keeps the lock
-            os.close(self._lock)
+            unlock(self._lock)  # closing is not enough: the mapping has a descriptor of its own
         mapping, self._mapping, self._lock, self._address = self._mapping, None, None, 0
         with suppress(BufferError):  # somebody has views
             self.buffer.release()
@@ -206,44 +194,10 @@ class ArenaFile:
         return slot
 
 
-def _draft(path: Path) -> Path:
-    """Where a file is until it is whole; there is one at most, under the folder's lock."""
-    return path.with_name(f".{path.name}.new")
-
-
-@contextmanager
-def _folder_locked(folder: Path) -> Iterator[None]:
-    """One at a time makes or opens files here."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _in_words(path: Path, layout: Layout) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TierUnavailable(
-            f"no arena of {layout.file_bytes} bytes at {path}: {error.strerror}; set a smaller size or another folder"
-        ) from error
-
-
-def _have_alone(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ArenaRefused(f"another service has {path}: stop it, or set another folder for this one") from error
-
-
-def _read_layout(descriptor: int, path: Path) -> Layout:
-    layout = layouts.decode(os.pread(descriptor, layouts.PAGE, 0), "arena", path)
-    if os.fstat(descriptor).st_size != layout.file_bytes:
+def _require_whole(descriptor: int, layout: Layout, path: Path) -> None:
+    size = os.fstat(descriptor).st_size
+    if size != layout.file_bytes:
         raise ArenaRefused(
-            f"{path} has {os.fstat(descriptor).st_size} bytes instead of {layout.file_bytes}, something has cut it: "
-            "delete it (it holds nothing but cached blocks)"
+            f"{path} has {size} bytes instead of {layout.file_bytes}, something has cut it: delete it (it holds "
+            "nothing but cached blocks)"
         )
-    return layout

@@ -7,7 +7,7 @@ Promises of all of them
 - A tier never grows past its capacity: to store, it evicts what is wanted least. What it evicts is gone.
 - Calls block for as long as the place takes (memory: not at all; Redis: its timeout) and may be made by one thread at
   a time, unless the tier says otherwise. They raise TierUnavailable where the place is out of reach or full for
-  reasons of its own, having changed nothing that counts; never anything else.
+  reasons of its own, having changed nothing that counts; ValueError for buffers of another size; never anything else.
 - `tests/tiers/test_conformance.py` runs over each.
 """
 

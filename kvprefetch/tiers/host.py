@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from kvprefetch.cache.block import Block, Hold, State
+from kvprefetch.cache.block import Block, State
 from kvprefetch.cache.chains import Chains, Run
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey
@@ -28,11 +28,13 @@ from kvprefetch.cache.rebuild import Kept, rebuild
 from kvprefetch.errors import AccountingError
 from kvprefetch.tiers.arena import ArenaFile
 from kvprefetch.tiers.contract import Incoming, Usage
+from kvprefetch.tiers.paged import discard_unused, require_size, store_leading, usage_of
 from kvprefetch.tiers.scan import scan
 from kvprefetch.tiers.slots import Owner, SlotHeader, SlotState, who_may_write
 
 log = logging.getLogger(__name__)
 Clock = Callable[[], float]
+_SERVICE = bytes(16)  # the instance of who has the file alone: a predecessor of ours writes no more
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +69,7 @@ class HostTier:
         self._writing: dict[int, _Writing] = {}  # slot → what is being written there
         self._keys: dict[BlockKey, int] = {}  # key → slot in which it is being written
         pid = os.getpid()
-        self._self = Owner(bytes(16), pid, started_at(pid))
+        self._self = Owner(_SERVICE, pid, started_at(pid))
         self._sequence = 0
         self._rebuild(is_alive or may_run)
         self.pool.on_evict = self._evicted
@@ -76,6 +78,10 @@ class HostTier:
     def longest(self, keys: bytes) -> Run:
         """The leading blocks of packed `keys` that are held. Takes no references."""
         return self.chains.longest(keys)
+
+    def is_being_written(self, key: BlockKey) -> bool:
+        """Whether a slot is reserved for this block, by somebody who has not vanished."""
+        return key in self._keys
 
     def reserve(
         self,
@@ -91,22 +97,9 @@ class HostTier:
 
         None in place of a block: it is held or being written already. Fewer than keys: there is no room for more.
         """
-        wanted = self._wanted(keys)
-        kept = [self.pool.resident[key] for key in (parent, *keys) if key in self.pool.resident]
-        self.pool.hold(kept)  # so that making room does not take what this is the sequel of
         demand = Demand(tenant, speculative_until is not None, now)
-        fresh = iter(self.pool.reserve(sum(wanted), demand, or_fewer=True))
-        reserved: list[Block | None] = []
-        for key, is_wanted in zip(keys, wanted, strict=True):
-            block = next(fresh, None) if is_wanted else None
-            if is_wanted and block is None:
-                self.counters["refused"] += len(keys) - len(reserved)
-                break
-            if block is not None:
-                self._begin(block, key, parent, owner, speculative_until)
-            reserved.append(block)
-            parent = key
-        self.pool.release(kept)
+        reserved = self._reserve(keys, parent, demand, owner, speculative_until)
+        self.counters["refused"] += len(keys) - len(reserved)
         return reserved
 
     def seal(self, block: Block, checksum: int) -> Block:
@@ -163,6 +156,7 @@ class HostTier:
         return self.longest(b"".join(keys)).count
 
     def load(self, keys: Sequence[BlockKey], into: Sequence[memoryview]) -> int:
+        require_size(into, self.block_bytes)
         run = self.longest(b"".join(keys[: len(into)]))
         good = 0
         for slot, key, target in zip(run.numbers(), keys, into, strict=False):
@@ -175,37 +169,16 @@ class HostTier:
         return good
 
     def store(self, blocks: Sequence[Incoming]) -> int:
-        hold = Hold()
-        self.pool.holders.add(hold)
-        try:
-            for block in blocks:
-                held = self.pool.resident.get(block.key)
-                if held is not None:
-                    self.pool.hold([held])
-                else:
-                    held = self._store(block)
-                    if held is None:
-                        break
-                hold.blocks.append(held)
-            return len(hold.blocks)
-        finally:
-            self.pool.holders.discard(hold)
-            self.pool.release(reversed(hold.blocks))
+        require_size([block.data for block in blocks], self.block_bytes)
+        count = store_leading(self.pool, blocks, self._store)
+        self.counters["refused"] += len(blocks) - count
+        return count
 
     def discard(self, keys: Sequence[BlockKey]) -> int:
-        forgotten = 0
-        for key in reversed(keys):
-            block = self.pool.resident.get(key)
-            if block is not None and not self.pool.is_in_use(block):
-                self._forget(block, "discarded")
-                forgotten += 1
-        return forgotten
+        return discard_unused(self.pool, keys, lambda block: self._forget(block, "discarded"))
 
     def usage(self) -> Usage:
-        size = self.block_bytes
-        charged = {tenant: kinds.total() * size for tenant, kinds in self.pool.charged.items()}
-        blocks = len(self.pool.resident)
-        return Usage(blocks, blocks * size, self.arena.slots * size, charged, dict(self.counters))
+        return usage_of(self.pool, self.block_bytes, self.counters)
 
     def check(self) -> None:
         self.pool.check()
@@ -222,6 +195,25 @@ class HostTier:
         self.arena.close()
 
     # -- within ----------------------------------------------------------------------------------------
+    def _reserve(
+        self, keys: Sequence[BlockKey], parent: BlockKey, demand: Demand, owner: Owner, until: float | None
+    ) -> list[Block | None]:
+        wanted = self._wanted(keys)
+        kept = [self.pool.resident[key] for key in (parent, *keys) if key in self.pool.resident]
+        self.pool.hold(kept)  # so that making room does not take what this is the sequel of
+        fresh = iter(self.pool.reserve(sum(wanted), demand, or_fewer=True))
+        reserved: list[Block | None] = []
+        for key, is_wanted in zip(keys, wanted, strict=True):
+            block = next(fresh, None) if is_wanted else None
+            if is_wanted and block is None:
+                break
+            if block is not None:
+                self._begin(block, key, parent, owner, until)
+            reserved.append(block)
+            parent = key
+        self.pool.release(kept)
+        return reserved
+
     def _wanted(self, keys: Sequence[BlockKey]) -> list[bool]:
         seen: set[BlockKey] = set()
         wanted = []
@@ -269,20 +261,16 @@ class HostTier:
         self.pool.release(writing.blocks)
         writing.blocks = []
 
-    def _store(self, block: Incoming) -> Block | None:
+    def _store(self, incoming: Incoming) -> Block | None:
         """Write one block that is not held; None: there is no room, or somebody else is writing it."""
-        (slot, *_) = self.reserve(
-            [block.key],
-            block.parent,
-            block.tenant,
-            self._self,
-            now=self.clock(),
-            speculative_until=block.speculative_until,
-        ) or [None]
-        if slot is None:
+        until = incoming.speculative_until
+        demand = Demand(incoming.tenant, until is not None, self.clock())
+        reserved = self._reserve([incoming.key], incoming.parent, demand, self._self, until)
+        if not reserved or reserved[0] is None:
             return None
-        self.arena.put(slot.page, block.data)
-        return self.seal(slot, block.checksum)
+        block = reserved[0]
+        self.arena.put(block.page, incoming.data)
+        return self.seal(block, incoming.checksum)
 
     def _forget(self, block: Block, rule: str) -> None:
         self._free_header(block.page)
@@ -298,11 +286,14 @@ class HostTier:
     def _rebuild(self, is_alive: Callable[[int, int], bool]) -> None:
         found = scan((self.arena.raw_header(slot) for slot in range(self.arena.slots)), self.block_bytes)
         self._sequence = found.sequence
-        doubtful = {slot: header for slot, header in found.reserved.items() if is_alive(header.pid, header.started)}
+        doubtful = dict(found.reserved)
         for slot, raw in found.damaged.items():
             owner = who_may_write(raw)
-            if owner is not None and is_alive(owner.pid, owner.started):
+            if owner is not None:
                 doubtful[slot] = SlotHeader(SlotState.RESERVED, **asdict(owner))
+        for slot, header in list(doubtful.items()):
+            if header.instance == _SERVICE or not is_alive(header.pid, header.started):
+                del doubtful[slot]
         for slot in {*found.twins, *found.damaged, *found.reserved} - doubtful.keys():
             self._free_header(slot)
         now, ahead = self.clock(), self.clock() - self.wall()

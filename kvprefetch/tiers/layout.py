@@ -1,17 +1,15 @@
-"""A file of slots: a header for the file, a table of headers for the slots, the slots. Pure, but for `open_private`.
+"""A file of slots: a header for the file, a table of headers for the slots, the slots. Pure.
 
 0                    file header, 4096 bytes: magic, version, sizes, namespace, XXH3-64 of these
 4096                 table: 256 bytes a slot
 `data`               slots, `slot_bytes` apart: `block_bytes`, rounded up to whole pages of 4096 bytes
 """
 
-import os
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvprefetch.errors import ArenaRefused, TierUnavailable
+from kvprefetch.errors import ArenaRefused
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.tiers.slots import HEADER_BYTES
 
@@ -94,26 +92,6 @@ def require_same(found: Layout, wanted: Layout, path: Path) -> None:
         raise ArenaRefused(
             f"{path} has {found.slots} slots, the settings ask for {wanted.slots}: set the size back, or {remedy}"
         )
-
-
-def make_private_folder(folder: Path) -> None:
-    """Make `folder` for this user alone. Raises TierUnavailable, or ArenaRefused where somebody else could meddle."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as error:
-        raise TierUnavailable(f"the folder {folder} cannot be made: {error.strerror}") from error
-    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ArenaRefused(f"others may write to {folder}: make it yours (chmod 700) or set another folder")
-
-
-def open_private(path: Path, flags: int) -> int:
-    """Open a file of this user's; the descriptor. Raises OSError, or ArenaRefused where it is somebody else's."""
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    if os.fstat(descriptor).st_uid != os.geteuid():
-        os.close(descriptor)
-        raise ArenaRefused(f"{path} belongs to another user: delete it or set another folder")
-    return descriptor
 
 
 def _up(count: int) -> int:

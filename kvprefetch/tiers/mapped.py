@@ -12,13 +12,6 @@ _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14: fault pages in for writ
 _HUGE_SETTING = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
-def require_space(descriptor: int, more: int) -> None:
-    """Raise OSError (ENOSPC) unless the file system has `more` bytes left."""
-    system = os.fstatvfs(descriptor)
-    if more > system.f_bavail * system.f_frsize:
-        raise OSError(errno.ENOSPC, f"{more} bytes wanted, {system.f_bavail * system.f_frsize} left")
-
-
 def map_file(
     descriptor: int, size: int, *, prefault: bool, huge_pages: bool, lock: bool, note: Callable[[str], None]
 ) -> mmap.mmap:
@@ -26,6 +19,7 @@ def map_file(
 
     `note` is told what was got and what was not. Raises OSError: ENOSPC where the file system has too little.
     """
+    _require_space(descriptor, size)
     mapping = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     if huge_pages:  # before the first page is there: pages do not become huge later
         with suppress(OSError):  # what was got is seen below
@@ -46,6 +40,14 @@ def address_of(writable: mmap.mmap | memoryview | bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(writable))
 
 
+def _require_space(descriptor: int, size: int) -> None:
+    """Rather not begin what cannot end."""
+    system = os.fstatvfs(descriptor)
+    left = system.f_bavail * system.f_frsize
+    if size - os.fstat(descriptor).st_blocks * 512 > left:
+        raise OSError(errno.ENOSPC, f"the file system has {left} bytes left")
+
+
 def _populate(mapping: mmap.mmap) -> bool:
     """False: this system cannot."""
     try:
@@ -59,22 +61,26 @@ def _populate(mapping: mmap.mmap) -> bool:
 
 def _huge_pages(mapping: mmap.mmap) -> str:
     """What was got, in words."""
-    begin = f"{address_of(mapping):x}-"
     try:
-        areas = Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace")
         setting = _HUGE_SETTING.read_text(encoding="ascii")
-    except OSError:
+        chosen = setting[setting.find("[") + 1 : setting.find("]")]
+        kib = 0 if chosen in ("never", "deny") else _huge_kib(mapping)
+    except (OSError, ValueError):
         return "unknown"
-    area = areas[areas.find("\n" + begin) + 1 :] if "\n" + begin in areas else ""
-    sizes = {}
-    for line in area.splitlines()[1:]:
-        name, _, value = line.partition(":")
-        if "-" in name:  # the next area
-            break
-        sizes[name] = value.split()
-    kib = sum(int(sizes[name][0]) for name in ("ShmemPmdMapped", "FilePmdMapped") if sizes.get(name))
-    chosen = setting[setting.find("[") + 1 : setting.find("]")]
     return f"{kib // 1024} MiB" if kib else f"none (the system's setting for shared memory is {chosen!r})"
+
+
+def _huge_kib(mapping: mmap.mmap) -> int:
+    """What the system's list of memory areas says of this one."""
+    begin, inside, kib = f"{address_of(mapping):x}-", False, 0
+    with Path("/proc/self/smaps").open(encoding="ascii", errors="replace") as areas:
+        for line in areas:
+            name, *value = line.split()
+            if "-" in name:
+                inside = name.startswith(begin)
+            elif inside and name in ("ShmemPmdMapped:", "FilePmdMapped:"):
+                kib += int(value[0])
+    return kib
 
 
 def _lock(mapping: mmap.mmap) -> str:

@@ -1,0 +1,131 @@
+"""Every tier as the conformance suite sees it. A new one joins by one entry in `TIERS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.tiers.arena import ArenaFile
+from kvprefetch.tiers.checksum import checksum
+from kvprefetch.tiers.contract import Incoming, Tier
+from kvprefetch.tiers.device import DevicePool, PageShape
+from kvprefetch.tiers.disk import DiskTier
+from kvprefetch.tiers.gpu import DeviceTier
+from kvprefetch.tiers.host import HostTier
+
+NAMESPACE = "0123456789abcdef"
+
+
+@dataclass
+class Clock:
+    """Time passes when the test says so."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Wish:
+    """What a test needs of a tier. `folder` is empty, and this tier's alone."""
+
+    slots: int
+    block_bytes: int
+    folder: Path
+    request: pytest.FixtureRequest  # for a tier that needs a server
+    clock: Clock
+
+
+@dataclass
+class Place:
+    """A tier under test, and what a test may do to it behind its back."""
+
+    tier: Tier
+    clock: Clock
+    flip: Callable[[BlockKey], None]  # damages a byte of a stored block
+    reopen: Callable[[], Tier] | None = None  # after `close`: the same place again; None: it does not outlast its tier
+    is_bounded: bool = True  # it evicts beyond `slots` blocks, by the rules of `cache.evict`
+    is_threaded: bool = False  # loads may run beside a store
+    is_closed: bool = False
+
+
+def open_device(wish: Wish) -> Place:
+    shape = PageShape(1, 1, wish.block_bytes // 2, 1, torch.uint8)
+    memory = DevicePool(shape, wish.slots, torch.device("cpu"))
+    tier = DeviceTier(memory, wish.clock)
+
+    def flip(key: BlockKey) -> None:
+        memory.tensor[tier.pool.resident[key].page].view(-1)[wish.block_bytes // 3] ^= 1
+
+    return Place(tier, wish.clock, flip)
+
+
+def open_host(wish: Wish) -> Place:
+    def opened() -> HostTier:
+        path = wish.folder / "a.arena"
+        arena = ArenaFile.create(path, NAMESPACE, wish.block_bytes, wish.slots, prefault=False, huge_pages=False)
+        place.tier = tier = HostTier(arena, wish.clock)
+        return tier
+
+    def flip(key: BlockKey) -> None:
+        assert isinstance(place.tier, HostTier)
+        place.tier.arena.slot(place.tier.pool.resident[key].page)[wish.block_bytes // 3] ^= 1
+
+    place = Place(None, wish.clock, flip, opened)  # type: ignore[arg-type]
+    opened()
+    return place
+
+
+def open_disk(wish: Wish) -> Place:
+    path = wish.folder / "b.blocks"
+
+    def opened() -> DiskTier:
+        place.tier = tier = DiskTier(path, NAMESPACE, wish.block_bytes, wish.slots, wish.clock)
+        return tier
+
+    def flip(key: BlockKey) -> None:
+        assert isinstance(place.tier, DiskTier)
+        at = place.tier.layout.slot_at(place.tier.pool.resident[key].page) + wish.block_bytes // 3
+        with path.open("r+b") as file:
+            file.seek(at)
+            old = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([old ^ 1]))
+
+    place = Place(None, wish.clock, flip, opened, is_threaded=True)  # type: ignore[arg-type]
+    opened()
+    return place
+
+
+TIERS: dict[str, Callable[[Wish], Place]] = {"gpu": open_device, "host": open_host, "disk": open_disk}
+
+_numbers = count()
+
+
+def content(block_bytes: int) -> bytes:
+    """Bytes that no other block has."""
+    seed = sha256(f"content {next(_numbers)}".encode()).digest()
+    return (seed * (block_bytes // 32 + 1))[:block_bytes]
+
+
+def chain(words: str, root: bytes = b"") -> list[BlockKey]:
+    """A key for each letter, which stands for all letters up to it."""
+    return [sha256(root + words[: at + 1].encode()).digest() for at in range(len(words))]
+
+
+def incoming(
+    words: str, block_bytes: int, tenant: str = "ann", *, until: float | None = None, root: bytes = b""
+) -> list[Incoming]:
+    """Blocks to store, one for each letter, each with bytes of its own."""
+    keys = chain(words, root)
+    found = []
+    for key, parent in zip(keys, [b"", *keys], strict=False):
+        data = content(block_bytes)
+        found.append(Incoming(key, parent, tenant, memoryview(data), checksum(data), until))
+    return found
