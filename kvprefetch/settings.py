@@ -109,6 +109,8 @@ class RedisSettings:
     timeout_s: float = 0.05  # of one operation
     store_blocks: bool = True  # false: only the directory of who has what
     advertise: str = ""  # "host:port" at which other nodes can read from this one's service
+    peer_token: str = field(default="", repr=False)  # a worker's, with which this node reads from others' services
+    peer_ca: str = ""  # PEM file that signs the certificates of others' services; empty: they are reached without TLS
 
 
 @dataclass(frozen=True)

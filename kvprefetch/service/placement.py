@@ -9,6 +9,7 @@ Promises
 - Bounded: the `sessions` seen last, with at most `_PLACES` workers each. No clock: times in seconds are arguments.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class _Traffic:
     at: float = 0.0
 
     def at_time(self, now: float) -> float:
-        return self.count * 0.5 ** (max(now - self.at, 0.0) / _TRAFFIC_S)
+        return self.count * math.exp2(-max(now - self.at, 0.0) / _TRAFFIC_S)
 
     def add(self, now: float) -> None:
         self.count, self.at = self.at_time(now) + 1.0, now

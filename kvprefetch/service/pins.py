@@ -1,0 +1,76 @@
+"""Blocks that somebody wants kept in the arena for some seconds, whether used or not. Pure: `now` is an argument.
+
+Promises: every pin ends by itself. A tenant's pins hold at most `most_slots` slots together (LimitExceeded).
+"""
+
+from dataclasses import dataclass
+
+from kvprefetch.cache.block import Block
+from kvprefetch.cache.chains import Run
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.cache.pool import BlockPool
+from kvprefetch.errors import LimitExceeded
+
+LONGEST_S = 3_600.0
+
+
+@dataclass(eq=False, slots=True)
+class Pin:
+    """A holder of the pool's."""
+
+    blocks: list[Block]  # the run's tails
+    slots: int
+    until: float
+
+
+class Pins:
+    """See the module's promises."""
+
+    def __init__(self, pool: BlockPool, most_slots: int) -> None:
+        self.pool, self.most_slots = pool, most_slots
+        self._pins: dict[tuple[str, BlockKey], Pin] = {}  # by tenant and last key
+
+    def __len__(self) -> int:
+        return len(self._pins)
+
+    def pin(self, tenant: str, keys: tuple[BlockKey, ...], run: Run, hold_s: float, now: float) -> int:
+        """Keep `run`, the leading ones of `keys`, for `hold_s`; 0 unpins. How many are pinned. LimitExceeded."""
+        self.expire(now)
+        if hold_s <= 0:
+            for key in keys:
+                self._drop((tenant, key))
+            return 0
+        if not run.count:
+            return 0
+        name = tenant, keys[run.count - 1]
+        mine = sum(pin.slots for (whose, _), pin in self._pins.items() if whose == tenant and (whose, _) != name)
+        if mine + run.count > self.most_slots:
+            raise LimitExceeded(f"{mine} blocks of {tenant!r} are pinned, of {self.most_slots}: unpin some")
+        old = self._pins.get(name)
+        until = now + min(hold_s, LONGEST_S)
+        pin = self._pins[name] = Pin(run.tails, run.count, max(until, old.until) if old else until)
+        self.pool.hold(pin.blocks)
+        self.pool.holders.add(pin)
+        if old is not None:
+            self._let_go(old)
+        return run.count
+
+    def expire(self, now: float) -> None:
+        """End those whose time is over."""
+        for name in [name for name, pin in self._pins.items() if pin.until <= now]:
+            self._drop(name)
+
+    def clear(self) -> None:
+        """End all."""
+        for name in list(self._pins):
+            self._drop(name)
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _drop(self, name: tuple[str, BlockKey]) -> None:
+        pin = self._pins.pop(name, None)
+        if pin is not None:
+            self._let_go(pin)
+
+    def _let_go(self, pin: Pin) -> None:
+        self.pool.holders.discard(pin)
+        self.pool.release(pin.blocks)

@@ -1,0 +1,336 @@
+"""One model's namespace on this node: its arena, who holds what of it, and the tiers behind it.
+
+Promises
+- All of it lives on the event loop's thread. What touches the index never awaits half-way, so that no step is seen
+  unfinished; disk, Redis and other nodes work in threads, on slots that are reserved or held meanwhile.
+- Nobody waits here for longer than `LONGEST_WAIT_S`. A lower tier that is slow, full or out of reach costs nobody
+  anything but its blocks.
+- `check()` proves that every slot is accounted for (law 5).
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvprefetch.cache.block import Block, Hold
+from kvprefetch.cache.chains import Run
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.service.announcer import Announcer
+from kvprefetch.service.frames import Sealed, most_blocks, pack
+from kvprefetch.service.lane import Clock, Lane, Source
+from kvprefetch.service.leases import Leases
+from kvprefetch.service.packed import split
+from kvprefetch.service.pins import Pins
+from kvprefetch.service.promotion import Coming, Job, Promoter
+from kvprefetch.service.write_behind import WriteBehind
+from kvprefetch.tiers.host import HostTier
+from kvprefetch.tiers.slots import Owner
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 0.05
+_FRAME_S = 0.02  # a frame is meant to be on its way for so long
+_PINNED_SHARE = 4  # a tenant's pins take at most 1/4 of the arena
+_QUEUED_SHARE = 8  # blocks that wait to be written to a lower tier, at most 1/8
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look-up found. `slots` are packed, and on lease if `lease` is not 0."""
+
+    lease: int
+    slots: bytes
+    count: int
+    coming: int
+    tier: str
+
+
+@dataclass
+class Behind:
+    """What lies behind the arena. `lanes` are written to and read from, `nodes` is only read."""
+
+    lanes: Sequence[Lane] = ()
+    nodes: Source | None = None
+    announcer: Announcer | None = None
+
+    @property
+    def sources(self) -> list[Source]:
+        """In the order in which they are asked."""
+        return [*self.lanes, *([self.nodes] if self.nodes is not None else [])]
+
+
+@dataclass
+class Counts:
+    """Since the service started, in blocks unless said otherwise."""
+
+    lookups: int = 0  # calls
+    hits: int = 0
+    misses: Counter[str] = field(default_factory=Counter)  # by the reason of the first that is missing
+    waited: int = 0  # calls that waited for blocks on their way
+    reserved: int = 0
+    not_reserved: Counter[str] = field(default_factory=Counter)
+    committed: int = 0
+    read: int = 0  # by other nodes
+
+
+class Shelf:
+    """See the module's promises. `owner`: this process, that brings blocks into the arena."""
+
+    def __init__(
+        self,
+        namespace: str,
+        host: HostTier,
+        behind: Behind,
+        owner: Owner,
+        numbers: Iterator[int],
+        clock: Clock,
+        block_tokens: int,
+    ) -> None:
+        self.namespace, self.host, self.behind, self.owner, self.clock = namespace, host, behind, owner, clock
+        self.block_tokens, self.block_bytes = block_tokens, host.block_bytes
+        self.leases = Leases(host, numbers)
+        self.pins = Pins(host.pool, max(host.arena.slots // _PINNED_SHARE, 1))
+        self.counts = Counts()
+        self.tokens_per_s: dict[bytes, float] = {}  # by worker, as it reported
+        most = max(host.arena.slots // _QUEUED_SHARE, 1)
+        self.writers = {lane.name: WriteBehind(host, lane, most) for lane in behind.lanes}
+        self.promoter = Promoter(host, self.leases, owner, behind.sources, clock, self.compute_s, self._brought)
+        self._adopt_orphans()
+        if behind.announcer is not None:
+            self._announce_all(behind.announcer)
+
+    # -- what workers ask for --------------------------------------------------------------------------
+    async def look_up(
+        self, packed: bytes, tenant: str, session: str, *, lease_for: bytes | None, wait_s: float = 0.0
+    ) -> Found:
+        """The leading blocks that the arena holds, on lease for the worker `lease_for`; None: only counted.
+
+        Whoever holds the rest is asked for it meanwhile; that is waited for at most `wait_s`. Raises LimitExceeded,
+        NotPresent.
+        """
+        run, asked = self.host.longest(packed), len(packed) // 32
+        coming = Coming()
+        if run.count < asked and self.promoter.sources:
+            job = self._want(packed, run.count, tenant)
+            if job is not None and wait_s > 0:
+                run, job = await self._wait(packed, run, job, tenant, min(wait_s, LONGEST_WAIT_S))
+            coming = self.promoter.coming(job, asked - run.count)
+        lease = 0
+        if run.count and lease_for is not None:
+            lease = self.leases.lease(lease_for, list(run.tails))
+            self.host.chains.use(run, self.clock(), session)
+        self._count(packed, run.count, asked, coming.tier)
+        return Found(lease, run.pages if lease else b"", run.count, coming.count, coming.tier)
+
+    def reserve(
+        self, owner: Owner, parent: BlockKey, keys: Sequence[BlockKey], tenant: str, hold_s: float | None
+    ) -> tuple[int, list[int | None]]:
+        """A reservation's number and the slots of leading keys; None: held or written already.
+
+        `hold_s`: nobody has asked for them, and they keep their place for so long. Raises LimitExceeded, NotPresent.
+        """
+        now = self.clock()
+        until = None if hold_s is None else now + hold_s
+        number, blocks = self.leases.reserve(owner, parent, keys, tenant, now=now, speculative_until=until)
+        self.counts.reserved += sum(block is not None for block in blocks)
+        self.counts.not_reserved["present"] += sum(block is None for block in blocks)
+        self.counts.not_reserved["full"] += len(keys) - len(blocks)
+        return number, [None if block is None else block.page for block in blocks]
+
+    def commit(self, instance: bytes, number: int, checksums: Sequence[int]) -> int:
+        """Let others find what was written; how many blocks. Raises UnknownReservation, ValueError."""
+        sealed = self.leases.commit(instance, number, checksums)
+        self.counts.committed += len(sealed)
+        for writer in self.writers.values():
+            writer.offer(sealed)
+        self._announce(sealed)
+        return len(sealed)
+
+    def release(self, instance: bytes, leases: Sequence[int], reservations: Sequence[int], corrupt: set[int]) -> None:
+        """Give back, and drop what was damaged. What is unknown is ignored."""
+        dropped = self.leases.release(instance, leases, reservations, corrupt)
+        if dropped:
+            log.warning("%d blocks of %s were damaged; %s…", len(dropped), self.namespace, dropped[0][:4].hex())
+            if self.behind.announcer is not None:
+                self.behind.announcer.withdraw(dropped)
+
+    def pin(self, tenant: str, packed: bytes, hold_s: float) -> int:
+        """Keep leading blocks for `hold_s`; 0 unpins. How many are pinned. Raises LimitExceeded."""
+        return self.pins.pin(tenant, split(packed), self.host.longest(packed), hold_s, self.clock())
+
+    async def read(self, packed: bytes) -> AsyncIterator[bytes]:
+        """Leading blocks, in frames that grow as far as they go out quickly. Each is held while it is copied."""
+        at, asked, size = 0, len(packed) // 32, 1
+        most = most_blocks(self.block_bytes)
+        while at < asked:
+            part = packed[at * 32 : (at + size) * 32]
+            run = self.host.longest(part)
+            if not run.count:
+                return
+            frame = await self._frame(run)
+            self.counts.read += run.count
+            began = self.clock()
+            yield frame
+            seconds = self.clock() - began
+            size = min(2 * size, most) if seconds < _FRAME_S else max(size // 2, 1)
+            at += run.count
+
+    # -- figures, proof and end ------------------------------------------------------------------------
+    def compute_s(self) -> float | None:
+        """What a worker takes to compute one block, at the best rate that one reported; None: nobody knows."""
+        return self.block_tokens / max(self.tokens_per_s.values()) if self.tokens_per_s else None
+
+    def expire(self, now: float) -> None:
+        """To be called about every second."""
+        self.pins.expire(now)
+        if self.behind.announcer is not None:
+            self.behind.announcer.remind(lambda: list(self.host.pool.resident))
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of this namespace."""
+        pool, usage, counts = self.host.pool, self.host.usage(), self.counts
+        return {
+            "block_bytes": self.block_bytes,
+            "block_tokens": self.block_tokens,
+            "slots": pool.pages,
+            "free": pool.free_pages,
+            "resident": len(pool.resident),
+            "in_flight": len(pool.in_flight),
+            "quarantined": len(pool.quarantined),
+            "dropped": len(pool.dropped),
+            "pins": len(self.pins),
+            "held": self.leases.counts(),
+            "by_tenant": usage.by_tenant,
+            "host": usage.counters,
+            "lookups": {
+                "calls": counts.lookups,
+                "hits": counts.hits,
+                "misses": dict(counts.misses),
+                "waited": counts.waited,
+            },
+            "reserved": {"slots": counts.reserved, **counts.not_reserved},
+            "committed": counts.committed,
+            "read_by_nodes": counts.read,
+            "promoted": dict(self.promoter.counters),
+            "tiers": {source.name: self._source_stats(source) for source in self.behind.sources},
+        }
+
+    def check(self) -> None:
+        """Prove law 5 of the arena, or raise AccountingError."""
+        self.host.check()
+        self.leases.check()
+
+    async def check_tiers(self) -> None:
+        """Prove it of the tiers behind the arena. Raises AccountingError."""
+        for lane in self.behind.lanes:
+            await lane.run(lane.tier.check)
+
+    async def drain(self) -> None:
+        """Until nothing moves between tiers."""
+        await self.promoter.drain()
+        for writer in self.writers.values():
+            await writer.drain()
+
+    async def close(self) -> None:
+        """Stop what runs and close all files; what is in the arena stays there. Calling it again does nothing."""
+        await self.promoter.close()
+        for writer in self.writers.values():
+            await writer.close()
+        self.pins.clear()
+        if self.behind.announcer is not None:
+            await self.behind.announcer.close()
+        for source in self.behind.sources:
+            await source.close()
+        self.host.close()
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _want(self, packed: bytes, found: int, tenant: str) -> Job | None:
+        rest = split(packed[found * 32 :])
+        parent = packed[(found - 1) * 32 : found * 32] if found else b""
+        return self.promoter.want(rest, parent, tenant)
+
+    async def _wait(self, packed: bytes, run: Run, job: Job, tenant: str, wait_s: float) -> tuple[Run, Job | None]:
+        """Until all is there, nothing more comes, or the time is over."""
+        self.counts.waited += 1
+        until, asked = self.clock() + wait_s, len(packed) // 32
+        current: Job | None = job
+        while current is not None and run.count < asked:
+            left = until - self.clock()
+            if left <= 0 or not await current.change(left):
+                break
+            run = self.host.longest(packed)
+            if current.is_over and run.count < asked:
+                current = self._want(packed, run.count, tenant)
+        return run, current
+
+    def _count(self, packed: bytes, found: int, asked: int, coming_from: str) -> None:
+        self.counts.lookups += 1
+        self.counts.hits += found
+        if found < asked:
+            self.counts.misses[self._reason(packed[found * 32 : (found + 1) * 32], coming_from)] += asked - found
+
+    def _reason(self, key: BlockKey, coming_from: str) -> str:
+        """Why the first missing block is missing (law 6)."""
+        pool = self.host.pool
+        if coming_from:
+            return f"in_{coming_from}"
+        if self.host.is_being_written(key):
+            return "in_flight"
+        if key in pool.evicted:
+            return "corrupt" if pool.evicted[key] == "corrupt" else "evicted"
+        return "unknown" if pool.forgot_evictions else "never_seen"
+
+    def _brought(self, blocks: list[Block], source: str) -> None:
+        """Blocks came from a lower place: those nearer than it may keep them, too."""
+        for name, writer in self.writers.items():
+            if name == "disk" and source != "disk":
+                writer.offer(blocks)
+        self._announce(blocks)
+
+    async def _frame(self, run: Run) -> bytes:
+        hold = Hold(list(run.tails))
+        self.host.pool.hold(hold.blocks)
+        self.host.pool.holders.add(hold)
+        try:
+            return await asyncio.to_thread(self._pack, run.numbers())
+        finally:
+            self.host.pool.holders.discard(hold)
+            self.host.pool.release(hold.blocks)
+
+    def _pack(self, slots: list[int]) -> bytes:
+        arena = self.host.arena
+        headers = [arena.header(slot) for slot in slots]
+        return pack([Sealed(arena.slot(s), h.checksum if h else 0) for s, h in zip(slots, headers, strict=True)])
+
+    def _announce(self, blocks: Sequence[Block]) -> None:
+        if self.behind.announcer is not None and blocks:
+            self.behind.announcer.announce([block.key for block in blocks])
+
+    def _announce_all(self, announcer: Announcer) -> None:
+        announcer.announce(list(self.host.pool.resident))
+        self.host.pool.on_evict = _both(self.host.pool.on_evict, lambda block, _: announcer.withdraw([block.key]))
+
+    def _adopt_orphans(self) -> None:
+        """Slots that living workers had reserved from an earlier run of the service."""
+        for block, header in self.host.orphans:
+            self.leases.adopt(header.instance, [block])
+
+    def _source_stats(self, source: Source) -> dict[str, Any]:
+        writer = self.writers.get(source.name)
+        return {
+            "open": source.is_open,
+            "bytes_per_s": source.pace.bytes_per_s,
+            "counters": dict(source.counters),
+            "written": {**writer.counters, "queued": len(writer)} if writer else {},
+        }
+
+
+def _both(first: Callable[[Block, str], None], second: Callable[[Block, str], None]) -> Callable[[Block, str], None]:
+    def both(block: Block, rule: str) -> None:
+        first(block, rule)
+        second(block, rule)
+
+    return both
