@@ -95,6 +95,7 @@ class TenantBook:
     issued: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     uses: Counter[Use] = field(default_factory=Counter)
+    placed: Counter[str] = field(default_factory=Counter)  # where they were wanted: "device", "host"
     used_tokens: int = 0
 
     def stats(self) -> dict[str, Any]:
@@ -106,6 +107,7 @@ class TenantBook:
             "outcomes": {outcome.name: self.outcomes[outcome] for outcome in Outcome},
             "uses": {use.name: self.uses[use] for use in Use},
             "use_pending": resident - self.uses.total(),
+            "placed": dict(self.placed),
             "used_tokens": self.used_tokens,
         }
 
@@ -260,6 +262,7 @@ class HintBook:
         hint.preload.expected_in_s = max(hint.expected_at - now, 0.0)
         if self.workers.send(worker, ServiceMessage(preload=hint.preload)):
             hint.worker, hint.worker_name = worker, self.workers.name(worker)
+            self.tenants[hint.tenant].placed[Place.Name(where).removeprefix("PLACE_").lower()] += 1
 
     def _only_model(self) -> str:
         known = sorted(self.workers.models())
