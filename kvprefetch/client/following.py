@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from kvprefetch.client.handle import Prefetch
-from kvprefetch.client.problems import error_of
+from kvprefetch.client.problems import error_of, last_words
 from kvprefetch.client.words import outcome_of, use_of
 from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.v1 import hints_pb2 as pb
@@ -107,7 +107,7 @@ class Following:
         """The stream broke; whether it is of no use to try again."""
         again = self.lost_at is not None
         self.lost_at = now if self.lost_at is None else self.lost_at
-        self.complaint = error.details() or error.code().name
+        self.complaint = last_words(error.details())
         if error.code() not in _REFUSED:
             return False
         if error.code() is grpc.StatusCode.NOT_FOUND and self.handle.number:  # another run of the service

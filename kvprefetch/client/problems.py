@@ -22,7 +22,12 @@ def error_of(code: grpc.StatusCode, details: str | None, address: str) -> errors
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return kind(f"the service at {address} took too long; its machine is too busy, or it is stopped")
     if kind is errors.ServiceUnavailable:
-        return kind(f"no service at {address}: {details}; is `kvprefetch serve` running there?")
+        return kind(f"no service at {address}: {last_words(details)}; is `kvprefetch serve` running there?")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return kind(f"the service at {address} is of another version: {details}")
     return kind(details or code.name) if kind is not errors.ServiceError else kind(f"{code.name}: {details}")
+
+
+def last_words(details: str | None) -> str:
+    """gRPC's account of a failed connection, without what leads up to it."""
+    return (details or "no reason given").rpartition("last error: ")[2].rpartition(" error: ")[2]

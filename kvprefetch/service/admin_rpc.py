@@ -17,15 +17,15 @@ TIERS = ("host", "disk", "redis")
 
 
 class Figures(Protocol):
-    """What the node's tiers and workers tell."""
+    """What the node tells of its tiers."""
 
     def stats(self) -> dict[str, Any]:
         """JSON, of everything."""
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Prove that every slot is accounted for (law 5), or raise AccountingError."""
 
-    async def charges(self) -> Mapping[str, Mapping[str, int]]:
+    async def bytes_by_tenant(self) -> Mapping[str, Mapping[str, int]]:
         """Bytes charged, by tenant and then by the tier's name (`TIERS`)."""
 
 
@@ -49,7 +49,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         who = caller()
         if who.sees_all:
             if request.check:
-                self.figures.check()
+                await self.figures.check()
             stats = {
                 "service": {**self.about(), "in_flight": self.calls.in_flight, "refused": dict(self.calls.refused)},
                 "tenants": self.hints.stats(),
@@ -58,14 +58,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         elif request.check:
             raise PermissionDenied("a check is for operators and workers")
         else:
-            charges = (await self.figures.charges()).get(who.tenant, {})
+            charges = (await self.figures.bytes_by_tenant()).get(who.tenant, {})
             own = {**self.hints.stats(who.tenant)[who.tenant], "bytes": {tier: charges.get(tier, 0) for tier in TIERS}}
             stats = {"tenants": {who.tenant: own}}
         return pb.StatsReply(stats=json.dumps(stats).encode())
 
     async def Tenants(self, request: pb.TenantsRequest, context: Call) -> pb.TenantsReply:
         """See the proto."""
-        charges = await self.figures.charges()
+        charges = await self.figures.bytes_by_tenant()
         configured = {each.name for each in self.settings.credentials if each.role == "tenant"}
         names = sorted({self.settings.tenant, *configured, *charges})
         return pb.TenantsReply(tenants=[_tenant(name, charges.get(name, {})) for name in names])

@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -30,7 +31,7 @@ from kvprefetch.service.calls import Calls
 from kvprefetch.service.hints import HintBook
 from kvprefetch.service.hints_rpc import HintsService
 from kvprefetch.service.reach import Reach, connect
-from kvprefetch.service.registry import Registry
+from kvprefetch.service.registry import Registry, Worker
 from kvprefetch.service.tls import server_credentials
 from kvprefetch.settings import ServiceSettings, Settings
 from kvprefetch.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, hints_pb2, hints_pb2_grpc, workers_pb2
@@ -46,20 +47,24 @@ _SERVICES = tuple(
 )
 
 
-class Core(Figures, Protocol):
-    """The node behind the server: tiers, leases, workers."""
-
-    registry: Registry
-
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Register the services `Cache` and `Workers`."""
+class Node(Figures, Protocol):
+    """What is behind the server: tiers and leases."""
 
     async def close(self) -> None:
         """Finish what is being written behind, and let go of everything."""
 
 
+@dataclass(frozen=True)
+class Core:
+    """The node, its workers, and the services `Cache` and `Workers` over them."""
+
+    node: Node
+    registry: Registry
+    add_to: Callable[[grpc.aio.Server], None]  # registers the two services
+
+
 class Server:
-    """See the module's promises. It owns `core` and closes it."""
+    """See the module's promises. It owns the node and closes it."""
 
     def __init__(self, settings: Settings, core: Core, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings, self.core, self.clock = settings, core, clock
@@ -70,7 +75,7 @@ class Server:
         self.book = HintBook(reach, service.max_hints, service.max_context_bytes, first)
         connect(core.registry, self.book, clock)
         self.hints = HintsService(self.book, settings, clock)
-        self.admin = AdminService(settings, core, self.hints, self.calls, self._about, self.drain)
+        self.admin = AdminService(settings, core.node, self.hints, self.calls, self._about, self.drain)
         self.addresses: list[str] = []
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
@@ -132,6 +137,7 @@ class Server:
             "addresses": self.addresses,
             "up_s": round(self.clock() - self._started_at, 3),
             "draining": self.calls.is_draining,
+            "workers": [_figures(worker) for worker in self.core.registry.workers()],
         }
 
     async def _tick(self) -> None:
@@ -152,13 +158,23 @@ class Server:
         for task in (*waits, self._ticker):
             task.cancel()
         await self._server.stop(_LAST_WORDS_S)
-        await self.core.close()
+        await self.core.node.close()
         self._release()
 
     def _release(self) -> None:
         for claim in self._claims:
             claim.release()
         self._claims = []
+
+
+def _figures(worker: Worker) -> dict[str, Any]:
+    return {
+        "name": worker.name,
+        "live": worker.live,
+        "preloads": worker.preloads,
+        "free_blocks": worker.free_blocks,
+        "tokens_per_s": round(worker.tokens_per_s, 1),
+    }
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
