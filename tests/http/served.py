@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import uvicorn
 
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.http.app import make_app
@@ -32,6 +33,7 @@ class Served:
     kv: Local
     http: httpx.Client
     ai: openai.OpenAI
+    server: uvicorn.Server
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         """POST a JSON body to /v1/`path`."""
@@ -39,12 +41,12 @@ class Served:
 
 
 @contextmanager
-def served(engine: TransformersEngine, token: str = "unused", **changes: Any) -> Iterator[Served]:
+def served(engine: TransformersEngine, token: str = "unused", drain_s: float = 10, **changes: Any) -> Iterator[Served]:
     """Serve `engine`; the books must be right at the end. `changes` to the settings."""
     settings = replace(Settings(), **changes)
     with Local(engine, settings) as kv:
         listener = listen("127.0.0.1", 0)
-        server = make_server(make_app(kv, settings), drain_s=10)
+        server = make_server(make_app(kv, settings), drain_s)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         url = url_of(listener)
@@ -53,7 +55,7 @@ def served(engine: TransformersEngine, token: str = "unused", **changes: Any) ->
                 httpx.Client(base_url=url, timeout=60, headers={"authorization": f"Bearer {token}"}) as client,
                 openai.OpenAI(base_url=url, api_key=token, max_retries=0, timeout=60) as ai,
             ):
-                yield Served(url, kv, client, ai)
+                yield Served(url, kv, client, ai, server)
         finally:
             server.should_exit = True
             thread.join(30)
@@ -66,6 +68,17 @@ def events(response: httpx.Response) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     assert lines.pop() == "[DONE]"
     return [json.loads(line) for line in lines]
+
+
+def each_step(kv: Local, first: Callable[[], None]) -> None:
+    """Have the worker call `first` before each step of live requests."""
+    live, step = kv.worker.live, kv.worker.live.step
+
+    def later(*arguments: Any) -> None:
+        first()
+        step(*arguments)
+
+    live.step = later  # type: ignore[method-assign]
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import MODEL, Open, Served, served, until
+from served import MODEL, Open, Served, each_step, served, until
 
 from kvprefetch.worker.request import Generation
 
@@ -40,13 +40,7 @@ def has_ended(made: Made) -> bool:
 
 def slow(site: Served) -> None:
     """Hold the worker up at each step, so that an answer takes many seconds."""
-    live, step = site.kv.worker.live, site.kv.worker.live.step
-
-    def later(*arguments: Any) -> None:
-        time.sleep(0.02)
-        step(*arguments)
-
-    live.step = later  # type: ignore[method-assign]
+    each_step(site.kv, lambda: time.sleep(0.02))
 
 
 def test_a_stream_that_nobody_reads_any_more_is_cancelled(open_tiny: Open) -> None:

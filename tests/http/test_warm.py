@@ -6,6 +6,7 @@ import pytest
 from served import ASKED, HANDBOOK, MODEL, QUESTION, Open, events, served
 
 from kvprefetch.http import endpoint
+from kvprefetch.http.warm import outcome_of
 from kvprefetch.settings import SpeculationSettings
 
 WARM = {"model": MODEL, "messages": [HANDBOOK, QUESTION], "max_tokens": 0}
@@ -61,8 +62,6 @@ def test_what_cannot_be_warmed_is_refused(open_tiny: Open) -> None:
 
 def test_on_a_busy_worker_the_answer_does_not_wait_for_ever(open_tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "outcome_of", lambda hint: outcome_of(hint, 0.05))
-    from kvprefetch.http.warm import outcome_of
-
     with served(open_tiny()) as site, site.kv.worker.announce():  # speculation makes way for what is announced
         said = site.post("chat/completions", **WARM).json()["kvprefetch"]
     assert said["outcome"] == "pending"
