@@ -34,7 +34,8 @@ from kvprefetch.tiers.slots import Owner, SlotHeader, SlotState, who_may_write
 
 log = logging.getLogger(__name__)
 Clock = Callable[[], float]
-_SERVICE = bytes(16)  # the instance of who has the file alone: a predecessor of ours writes no more
+_SERVICE = b"the service     "  # the instance of who has the file alone: a predecessor of ours writes no more
+_NOBODY = bytes(16)
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +110,9 @@ class HostTier:
         if key in self.pool.resident:
             self._free_header(block.page)
         else:
-            whole = replace(writing.header, state=SlotState.SEALED, checksum=checksum, instance=b"", pid=0, started=0)
+            whole = replace(
+                writing.header, state=SlotState.SEALED, checksum=checksum, instance=_NOBODY, pid=0, started=0
+            )
             self.arena.write_header(block.page, whole)
             self.counters["stored"] += 1
         return self.pool.publish(block, key, parent, speculative_until=writing.speculative_until)
@@ -326,5 +329,5 @@ def may_run(pid: int, started: int) -> bool:
 
 def started_at(pid: int) -> int:
     """Ticks since boot when a process started. Raises OSError."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return int(fields[19])

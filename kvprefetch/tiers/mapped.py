@@ -62,7 +62,7 @@ def _populate(mapping: mmap.mmap) -> bool:
 def _huge_pages(mapping: mmap.mmap) -> str:
     """What was got, in words."""
     try:
-        setting = _HUGE_SETTING.read_text(encoding="ascii")
+        setting = _HUGE_SETTING.read_text(encoding="utf-8")
         chosen = setting[setting.find("[") + 1 : setting.find("]")]
         kib = 0 if chosen in ("never", "deny") else _huge_kib(mapping)
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def _huge_pages(mapping: mmap.mmap) -> str:
 def _huge_kib(mapping: mmap.mmap) -> int:
     """What the system's list of memory areas says of this one."""
     begin, inside, kib = f"{address_of(mapping):x}-", False, 0
-    with Path("/proc/self/smaps").open(encoding="ascii", errors="replace") as areas:
+    with Path("/proc/self/smaps").open(encoding="utf-8", errors="replace") as areas:
         for line in areas:
             name, *value = line.split()
             if "-" in name:

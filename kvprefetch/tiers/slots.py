@@ -46,22 +46,22 @@ class SlotHeader:
     """What is known of a slot. `sequence` grows with each reservation in its file and never goes back."""
 
     state: SlotState
-    key: bytes = b""
+    key: bytes = bytes(32)
     parent: bytes = b""  # b"": the first of its sequence
     tenant: str = ""
     sequence: int = 0
     checksum: int = 0
     length: int = 0  # bytes
-    instance: bytes = b""
+    instance: bytes = bytes(16)
     pid: int = 0  # 0: nobody writes
     started: int = 0
     speculative_until_unix: float = 0.0  # seconds; 0: not speculative
 
 
 def encode(header: SlotHeader) -> bytes:
-    """The 256 bytes of `header`. Raises ValueError for what does not fit: a key, parent or tenant that is too long."""
+    """The 256 bytes of `header`. Raises ValueError for what does not fit."""
     tenant = header.tenant.encode()
-    if len(header.key) > 32 or len(header.parent) not in (0, 32) or len(tenant) > 64 or len(header.instance) > 16:
+    if len(header.key) != 32 or len(header.parent) not in (0, 32) or len(tenant) > 64 or len(header.instance) != 16:
         raise ValueError("keys have 32 bytes, an instance 16, and a tenant's name at most 64")
     body = _BODY.pack(
         header.state,

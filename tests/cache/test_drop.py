@@ -1,5 +1,7 @@
 """Blocks that must go though somebody uses them, and reservations whose writers vanish and come back."""
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -149,7 +151,7 @@ def test_a_page_that_may_be_read_is_never_given_out(steps: list[tuple[str, str]]
             room = len(words) - len(blocks)
             if len(pool.free) >= room:
                 keep(pool, text)
-        elif what == "hold" and blocks and all(a is b.parent for a, b in zip(blocks, blocks[1:], strict=False)):
+        elif what == "hold" and blocks and all(a is b.parent for a, b in pairwise(blocks)):
             reading[holding(pool, blocks[-1])] = {block.page for block in blocks}
         elif what == "let go" and reading:
             hold = next(iter(reading))
