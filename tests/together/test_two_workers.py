@@ -1,16 +1,20 @@
 """One service, two workers, the unmodified OpenAI client: what one computed, the other answers from."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from conftest import tiny_llama, tiny_tokenizer
 from openai import OpenAI
 from processes import Process, until
+from redis_servers import RedisServer
 
-BLOCK = 16
+import kvprefetch
+from kvprefetch.settings import EngineSettings, PoolSettings, Settings
+
+BLOCK, SHARED = 16, 5  # tokens of a block, and blocks that all questions share at least
 HANDBOOK = {"role": "system", "content": "Please read the handbook first. " * 40}
 
 
@@ -71,9 +75,8 @@ class Client:
         self.url = worker.says("serving").split(" at ")[1]
         self.api = OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=60)
 
-    def ask(self, number: int) -> tuple[str, int, float]:
-        """The answer, cached tokens, and seconds."""
-        began = time.monotonic()
+    def ask(self, number: int) -> tuple[str, int]:
+        """The answer, and how many tokens of the prompt were cached."""
         done = self.api.chat.completions.create(
             model=self.api.models.list().data[0].id,
             messages=question(number),  # type: ignore[arg-type]
@@ -84,20 +87,17 @@ class Client:
         assert done.usage is not None
         assert done.usage.prompt_tokens_details is not None
         cached = done.usage.prompt_tokens_details.cached_tokens or 0
-        return done.choices[0].message.content or "", cached, time.monotonic() - began
+        return done.choices[0].message.content or "", cached
 
 
 def cold_answers(model: Path, numbers: list[int], folder: Path) -> dict[int, str]:
     """What a worker that shares nothing answers, each from an empty cache."""
-    from kvprefetch import Settings, local
-    from kvprefetch.settings import EngineSettings, PoolSettings
-
     settings = Settings(
         pool=PoolSettings(size="8MiB", block_tokens=BLOCK),
         engine=EngineSettings(device="cpu", dtype="float32", chunk_tokens=64),
     )
     answers = {}
-    with local(str(model), settings=settings) as kv:
+    with kvprefetch.local(str(model), settings=settings) as kv:
         for number in numbers:
             answers[number] = kv.generate(question(number), max_tokens=8, ignore_eos=True).result().text
             kv.clear()
@@ -113,47 +113,59 @@ def two_workers(model: Path, first: Node, second: Node) -> Iterator[tuple[Client
             assert worker.stop() == 0, worker.lines
 
 
-def shared(client: Client, number: int) -> tuple[str, int, float]:
-    """Ask until the answer comes from what was computed elsewhere (it is written behind); each try is another question."""
-    for attempt in range(100):
-        answer = client.ask(number)
-        if answer[1] > 0 or attempt == 99:
-            return answer
-        time.sleep(0.05)
-    raise AssertionError
+def written(client: Client) -> float:
+    """Blocks that the worker has written to the arena, by its metrics."""
+    text = httpx.get(client.url.removesuffix("/v1") + "/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith('kvprefetch_arena_written_total{what="written"}')]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 def test_the_second_worker_answers_from_what_the_first_computed_and_a_killed_service_harms_nobody(
     model: Path, tmp_path: Path
 ) -> None:
-    cold = cold_answers(model, [1, 2, 3, 4], tmp_path)
+    cold = cold_answers(model, [1, 2, 3, 4, 5], tmp_path)
     node = Node(tmp_path / "node")
-    service = node.serve()
-    try:
+    with ExitStack() as stack:
+        service = stack.enter_context(node.serve())
         with two_workers(model, node, node) as (one, two):
-            text, cached, _ = one.ask(1)
-            assert (text, cached) == (cold[1], 0)
-            until(lambda: written(one) > 0, "nothing is written to the arena")
-            text, cached, _ = two.ask(2)
-            assert text == cold[2]
-            assert cached >= 5 * BLOCK
+            assert one.ask(1) == (cold[1], 0)
+            until(lambda: written(one) >= SHARED, "nothing is written to the arena")
+            text, cached = two.ask(2)
+            assert (text, cached >= SHARED * BLOCK) == (cold[2], True)
             service.kill()
-            text, cached, _ = one.ask(3)
-            assert text == cold[3]
-            assert cached >= 5 * BLOCK  # from its own pool
-            service = node.serve()
-            text, cached, _ = two.ask(4)
-            assert text == cold[4]
-            assert cached >= 5 * BLOCK
+            text, cached = one.ask(3)
+            assert (text, cached >= SHARED * BLOCK) == (cold[3], True)  # from its own pool
+            service = stack.enter_context(node.serve())
+            text, cached = two.ask(4)
+            assert (text, cached >= SHARED * BLOCK) == (cold[4], True)
+        with node.start_worker(model) as fresh:  # what both computed outlives them
+            text, cached = Client(fresh).ask(5)
+            assert (text, cached >= SHARED * BLOCK) == (cold[5], True)
         assert service.stop() == 0
-    finally:
-        service.__exit__()
 
 
-def written(client: Client) -> float:
-    """Blocks that the worker has written to the arena, by its metrics."""
-    import httpx
+def test_between_two_services_redis_carries_it(model: Path, tmp_path: Path) -> None:
+    cold = cold_answers(model, [1, 2], tmp_path)
+    with RedisServer(tmp_path / "redis") as redis:
+        tier = f'[redis]\nurl = "{redis.url}"'
+        nodes = Node(tmp_path / "a", tier), Node(tmp_path / "b", tier)
+        with nodes[0].serve(), nodes[1].serve(), two_workers(model, *nodes) as (one, two):
+            assert one.ask(1) == (cold[1], 0)
+            until(lambda: redis.client().dbsize() > SHARED, "nothing is written to Redis")
+            text, cached = two.ask(2)
+            assert (text, cached >= SHARED * BLOCK) == (cold[2], True)
 
-    text = httpx.get(client.url.removesuffix("/v1") + "/metrics").text
-    lines = [line for line in text.splitlines() if line.startswith('kvprefetch_arena_written_total{what="written"}')]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+def test_a_hint_given_to_the_service_makes_the_context_warm(model: Path, tmp_path: Path) -> None:
+    cold = cold_answers(model, [1], tmp_path)
+    node = Node(tmp_path / "node")
+    with node.serve(), node.start_worker(model) as worker:
+        client = Client(worker)
+        with kvprefetch.connect(node.address) as kv:
+            context = kv.context(messages=[HANDBOOK])
+            hint = kv.prefetch(context, session="u-7", probability=0.9)
+            warm = hint.wait(timeout_s=60)
+            assert warm.outcome is kvprefetch.Outcome.WARM
+            text, cached = client.ask(1)
+            assert (text, cached) == (cold[1], warm.tokens)
+            until(lambda: hint.use is kvprefetch.Use.USED, "its use is not told")
