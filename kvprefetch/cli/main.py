@@ -7,7 +7,9 @@ import click
 
 from kvprefetch import __version__
 from kvprefetch.cli.demo import demo
+from kvprefetch.cli.serve import serve
 from kvprefetch.cli.simulate import simulate
+from kvprefetch.cli.stats import stats
 from kvprefetch.cli.worker import worker
 from kvprefetch.errors import KVPrefetchError
 
@@ -19,7 +21,9 @@ def commands() -> None:
 
 
 commands.add_command(demo)
+commands.add_command(serve)
 commands.add_command(simulate)
+commands.add_command(stats)
 commands.add_command(worker)
 
 

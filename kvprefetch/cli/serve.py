@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import click
 
-from kvprefetch.settings import Settings, load_settings
+from kvprefetch.settings import Settings, load_settings, shared_memory_dir, state_dir
 
 
 @click.command()
@@ -27,9 +27,7 @@ def serve(settings_file: str | None, listen: tuple[str, ...], insecure_local: bo
     """
     settings = _settings(load_settings(settings_file), listen, insecure_local)
     if print_config:
-        from kvprefetch.cli.config import as_toml
-
-        click.echo(as_toml(settings), nl=False)
+        click.echo(_effective(settings), nl=False)
         return
     try:
         from kvprefetch.service.run import run
@@ -46,6 +44,21 @@ def _settings(settings: Settings, listen: tuple[str, ...], insecure_local: bool)
     service = settings.service
     service = replace(service, listen=listen or service.listen, insecure_local=insecure_local or service.insecure_local)
     return replace(settings, service=service)
+
+
+def _effective(settings: Settings) -> str:
+    """As TOML, with the places that follow from this user and machine."""
+    from kvprefetch.cli.config import as_toml
+    from kvprefetch.client.channel import default_address
+
+    service, arena = settings.service, settings.arena
+    service = replace(
+        service,
+        listen=service.listen or (default_address(),),
+        state_dir=service.state_dir or str(state_dir()),
+    )
+    arena = replace(arena, dir=arena.dir or str(shared_memory_dir()))
+    return as_toml(replace(settings, service=service, arena=arena))
 
 
 def _say(addresses: list[str]) -> None:

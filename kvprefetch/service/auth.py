@@ -48,7 +48,6 @@ WHO: Mapping[str, frozenset[Role]] = {
     "/kvprefetch.v1.Admin/Tenants": _OPERATOR,
     "/kvprefetch.v1.Admin/Drain": _OPERATOR,
     "/grpc.health.v1.Health/Check": OPEN,
-    "/grpc.health.v1.Health/List": OPEN,
     "/grpc.health.v1.Health/Watch": OPEN,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": ALL,
 }

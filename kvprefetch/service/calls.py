@@ -37,7 +37,6 @@ _WHILE_DRAINING = frozenset(
         "/kvprefetch.v1.Admin/Stats",
         "/kvprefetch.v1.Admin/Drain",
         "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/List",
         "/grpc.health.v1.Health/Watch",
     }
 )

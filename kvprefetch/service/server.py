@@ -50,6 +50,9 @@ _SERVICES = tuple(
 class Node(Figures, Protocol):
     """What is behind the server: tiers and leases."""
 
+    def start(self) -> None:
+        """Begin to do what is due every second."""
+
     async def close(self) -> None:
         """Finish what is being written behind, and let go of everything."""
 
@@ -100,6 +103,7 @@ class Server:
         for name in ("", *_SERVICES):
             await self._health.set(name, HealthCheckResponse.SERVING)
         self._started_at = self.clock()
+        self.core.node.start()
         self._ticker = asyncio.create_task(self._tick())
         _warn_of_clear_ports(found, credentials)
         return self.addresses
@@ -170,10 +174,10 @@ class Server:
 def _figures(worker: Worker) -> dict[str, Any]:
     return {
         "name": worker.name,
-        "live": worker.live,
-        "preloads": worker.preloads,
-        "free_blocks": worker.free_blocks,
-        "tokens_per_s": round(worker.tokens_per_s, 1),
+        "live": worker.load.live,
+        "preloads": worker.load.preloads,
+        "free_blocks": worker.load.free_blocks,
+        "tokens_per_s": round(worker.load.tokens_per_s, 1),
     }
 
 
