@@ -1,0 +1,136 @@
+"""Workers are stopped and killed at every step of reserving, writing, committing and loading."""
+
+import time
+from pathlib import Path
+
+from faults_case import Campaign, Case
+from faults_drive import answer_of, ask_all, halted, joined, known, shared
+from faults_halting import WORKER_STEPS
+from faults_node import Node, Worker
+from faults_process import until
+from faults_proxy import Proxy
+
+_WRITING = ("reserved", "writing", "written", "committed")
+_HELD = (r"held\.", r"not_reserved", r"reserved\.present", r"misses\.in_flight", r"arena_written_total\{present\}")
+_DIED = (r"readmitted_died", r"died", r"held\.")
+_BACK = (r"readmitted_returned", r"quarantined", r"returned")
+
+
+def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
+    """All cases. The node's service runs."""
+    steps = WORKER_STEPS if not campaign.is_quick else ("writing", "loading")
+    victims = {step: node.start_worker(f"victim-{at}", orders=_orders(node, at)) for at, step in enumerate(steps)}
+    proxy = Proxy(node.port)
+    stale = node.start_worker("stale", address=f"127.0.0.1:{proxy.port}", orders=_orders(node, 99))
+    for worker in (*victims.values(), stale):
+        assert worker.url
+    joined(node)
+    for at, (step, victim) in enumerate(victims.items()):
+        with campaign.case("worker SIGSTOP", step, [node], _HELD) as case:
+            _halt(case, node, one, two, victim, at, step, is_killed=False)
+        with campaign.case("worker SIGKILL", step, [node], _DIED) as case:
+            _halt(case, node, one, two, victim, at, step, is_killed=True)
+        node.end_worker(victim)
+    try:
+        _stale(campaign, node, one, two, stale, proxy)
+    finally:
+        node.end_worker(stale)
+        proxy.close()
+
+
+def _halt(
+    case: Case, node: Node, one: Worker, two: Worker, victim: Worker, at: int, step: str, *, is_killed: bool
+) -> None:
+    shared(case, one, two)
+    (prompt,) = [case.documents.next()] if step in _WRITING else known(case, one, 1)
+    answers: list[str] = []
+    held = _held(node)
+    with halted(case, _orders(node, at), victim.process, step, answer_of(victim, prompt, answers)):
+        more = {name: count - held[name] for name, count in _held(node).items()}
+        if step in ("reserved", "writing", "written") and more["reservations"] != 1:
+            case.complain(f"a worker that writes has {more['reservations']} reservations")
+        if step in ("looked up", "loading", "releasing") and more["leases"] < 1:
+            case.complain("a worker that loads holds no lease")
+        case.ask(one, prompt)  # what the halted one is writing, or reading
+        ask_all(case, [one, two], 4, [prompt])
+        if is_killed:
+            victim.process.kill()
+            ask_all(case, [one, two], 2)
+    for answer in answers:
+        case.is_right(prompt, answer)
+    if not is_killed and not answers:
+        case.complain("a worker that was continued has not answered")
+    if not is_killed:
+        shared(case, victim, two) and shared(case, one, victim)
+    shared(case, one, two)
+
+
+def _stale(campaign: Campaign, node: Node, one: Worker, two: Worker, stale: Worker, proxy: Proxy) -> None:
+    """A worker stands still in the midst of writing, while others need its slots; then it goes on writing."""
+    with campaign.case("worker SIGSTOP, its line cut", "writing", [node], _BACK) as case:
+        shared(case, stale, two)
+        prompt, answers = case.documents.next(), list[str]()
+        with halted(case, _orders(node, 99), stale.process, "writing", answer_of(stale, prompt, answers)):
+            proxy.cut()
+            until(lambda: _held(node)["quarantined_vanished"] > 0, "a vanished worker's slots are not quarantined", 10)
+            _fill(case, one, two)
+        joined(node)
+        _after(case, stale, two, prompt, answers)
+    for how in ("killed", "stopped"):
+        with campaign.case(f"worker SIGSTOP, service {how} and restarted", "writing", [node], _BACK) as case:
+            shared(case, stale, two)
+            prompt, answers = case.documents.next(), list[str]()
+            with halted(case, _orders(node, 99), stale.process, "writing", answer_of(stale, prompt, answers)):
+                assert node.service is not None
+                if how == "killed":
+                    node.service.kill()
+                elif node.service.stop() != 0:
+                    case.complain("a service whose worker stands still does not end in order")
+                node.serve(halting=True)
+                joined(node, 2)
+                ask_all(case, [one], 1)
+                if not _held(node)["quarantined_orphaned"]:
+                    case.complain("what a worker that stands still was writing to is not quarantined after a restart")
+                _fill(case, one, two)
+            joined(node)
+            _after(case, stale, two, prompt, answers)
+    with campaign.case("worker and service SIGKILL", "writing", [node], (*_DIED, r"arena_read_total")) as case:
+        with halted(case, _orders(node, 99), stale.process, "writing", answer_of(stale, case.documents.next(), [])):
+            assert node.service is not None
+            node.service.kill()
+            stale.process.kill()
+            ask_all(case, [one, two], 3)
+        node.serve(halting=True)
+        joined(node)
+        _fill(case, one, two)
+        shared(case, one, two)
+
+
+def _fill(case: Case, one: Worker, two: Worker) -> None:
+    """More than the arena holds, so that every slot that may be is used again; most of it asked twice."""
+    for _ in range(3):
+        prompts = known(case, one, 6)
+        for prompt in prompts:
+            case.ask(two, prompt)
+
+
+def _after(case: Case, stale: Worker, two: Worker, prompt: list[int], answers: list[str]) -> None:
+    for answer in answers:
+        case.is_right(prompt, answer)
+    case.ask(two, prompt)
+    time.sleep(0.3)
+    shared(case, stale, two)
+    shared(case, two, stale)
+
+
+def _held(node: Node) -> dict[str, int]:
+    """Over all namespaces."""
+    total: dict[str, int] = {}
+    for namespace in node.stats()["namespaces"].values():
+        for name, count in namespace["held"].items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _orders(node: Node, at: int) -> Path:
+    return node.folder / f"orders-{at}"
