@@ -6,7 +6,8 @@ Promises, beyond the contract's
 - A block stays for `ttl_s` after it was stored or read last, unless Redis evicts it. Reads are pipelined, with at most
   `WINDOW_BYTES` (two blocks at least) under way.
 - Each value carries its checksum. One that fails is deleted and counted as corrupt.
-- A Redis that is full, and evicts nothing, is offered no more blocks for a while: they count as refused.
+- A Redis that takes no blocks (full without evicting, read-only, no rights) is offered none for a while: they count
+  as refused. It is still read.
 - Charges are shared by all nodes and mend themselves (`redis_charges`).
 - Redis must be trusted: whoever can write to it can write blocks.
 """
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ResponseError
 
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.errors import TierUnavailable
@@ -26,9 +27,10 @@ from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers.breaker import Breaker
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.tiers.contract import Incoming, Usage
+from kvprefetch.tiers.paged import require_size
 from kvprefetch.tiers.redis_block import HEADER_BYTES, Names, Sealed, read_header, value_of
 from kvprefetch.tiers.redis_charges import Charges
-from kvprefetch.tiers.redis_link import BATCH, Command, RedisLink, granted
+from kvprefetch.tiers.redis_link import BATCH, MOVED, Command, RedisLink, granted
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class RedisTier:
         self._owns_link = link is None
         self._ttl_ms = int(1_000 * settings.ttl_s)
         self._window = min(max(WINDOW_BYTES // block_bytes, 2), 64)
-        self._room = Breaker(first_s=1.0)  # open: Redis is full
+        self._room = Breaker(first_s=1.0)  # open: it takes no blocks
         self._counters = Counter(stored=0, loaded=0, corrupt=0, refused=0)
         self._last_known: dict[str, int] = {}  # charged by tenant
         self._refresher = ThreadPoolExecutor(1, "kvprefetch-redis-refresh")
@@ -74,6 +76,7 @@ class RedisTier:
 
     def load(self, keys: Sequence[BlockKey], into: Sequence[memoryview]) -> int:
         """See the contract."""
+        require_size(into, self.block_bytes)
         read: list[Sealed] = []
         is_corrupt = False
         try:
@@ -98,6 +101,7 @@ class RedisTier:
 
     def store(self, blocks: Sequence[Incoming]) -> int:
         """See the contract. Blocks that are held already are not sent again, and live longer from now on."""
+        require_size([block.data for block in blocks], self.block_bytes)
         held = self._headers([block.key for block in blocks])
         missing = [block for block, sealed in zip(blocks, held, strict=True) if sealed is None]
         written = {block.key for block in missing[: self._write(missing)]}
@@ -110,7 +114,7 @@ class RedisTier:
             self.link.run(self._life(tenants))
         count = next((n for n, block in enumerate(blocks) if block.key not in tenants), len(blocks))
         if blocks and not count:
-            raise TierUnavailable("Redis is full")
+            raise TierUnavailable("Redis takes no blocks now")
         return count
 
     def discard(self, keys: Sequence[BlockKey]) -> int:
@@ -185,7 +189,7 @@ class RedisTier:
 
     # -- writing ---------------------------------------------------------------------------------------
     def _write(self, blocks: Sequence[Incoming]) -> int:
-        """Send them until one is refused for want of room; how many were taken."""
+        """Send them until one is refused; how many were taken."""
         now = self.link.clock()
         if not blocks:
             return 0
@@ -193,24 +197,30 @@ class RedisTier:
             self._count(refused=len(blocks))
             return 0
         stored = 0
-        is_full = False
+        refusal: ResponseError | None = None
         sets = (("SET", self.names.block(block.key), value_of(block), "PX", self._ttl_ms) for block in blocks)
         try:
             with self.link.exchange() as exchange:
                 for answer in exchange.stream(sets, self._window):
-                    if is_full := isinstance(answer, OutOfMemoryError):
+                    if isinstance(answer, ResponseError) and not isinstance(answer, MOVED):
+                        refusal = answer
                         break
                     granted(answer)
                     stored += 1
         except TierUnavailable:
             if not stored:
                 raise
-        if is_full:
-            self._room.failed(now)
-        else:
-            self._room.succeeded()
-        self._count(stored=stored, refused=len(blocks) - stored if is_full else 0)
+        self._count(stored=stored, refused=len(blocks) - stored if refusal else 0)
+        self._note_room(refusal, now)
         return stored
+
+    def _note_room(self, refusal: ResponseError | None, now: float) -> None:
+        if refusal is None:
+            self._room.succeeded()
+            return
+        if not self._room.is_open:
+            log.warning("Redis takes no blocks: %s", refusal)
+        self._room.failed(now)
 
     def _life(self, tenants: dict[BlockKey, str]) -> list[Command]:
         """The commands that have blocks live for another while, and charge them as long."""

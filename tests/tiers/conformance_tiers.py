@@ -1,5 +1,6 @@
 """Every tier as the conformance suite sees it. A new one joins by one entry in `TIERS`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from redis_servers import PATIENT_S, RedisCluster, RedisServer
 
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers.arena import ArenaFile
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.tiers.contract import Incoming, Tier
@@ -17,6 +20,8 @@ from kvprefetch.tiers.device import DevicePool, PageShape
 from kvprefetch.tiers.disk import DiskTier
 from kvprefetch.tiers.gpu import DeviceTier
 from kvprefetch.tiers.host import HostTier
+from kvprefetch.tiers.redis import RedisTier
+from kvprefetch.tiers.redis_block import HEADER_BYTES
 
 NAMESPACE = "0123456789abcdef"
 
@@ -103,7 +108,38 @@ def open_disk(wish: Wish) -> Place:
     return place
 
 
-TIERS: dict[str, Callable[[Wish], Place]] = {"gpu": open_device, "host": open_host, "disk": open_disk}
+def open_redis(wish: Wish, fixture: str = "redis_server") -> Place:
+    server: RedisServer | RedisCluster = wish.request.getfixturevalue(fixture)
+    namespace = os.urandom(8).hex()
+
+    def opened() -> RedisTier:
+        place.tier = tier = RedisTier(RedisSettings(url=server.url, timeout_s=PATIENT_S), namespace, wish.block_bytes)
+        return tier
+
+    def flip(key: BlockKey) -> None:
+        assert isinstance(place.tier, RedisTier)
+        name, at = place.tier.names.block(key), HEADER_BYTES + wish.block_bytes // 3
+        client = server.client()
+        (old,) = client.getrange(name, at, at)
+        client.setrange(name, at, bytes([old ^ 1]))
+        client.close()
+
+    place = Place(None, wish.clock, flip, opened, is_bounded=False, is_threaded=True)  # type: ignore[arg-type]
+    opened()
+    return place
+
+
+def open_redis_cluster(wish: Wish) -> Place:
+    return open_redis(wish, "redis_cluster")
+
+
+TIERS: dict[str, Callable[[Wish], Place]] = {
+    "gpu": open_device,
+    "host": open_host,
+    "disk": open_disk,
+    "redis": open_redis,
+    "redis cluster": open_redis_cluster,
+}
 
 _numbers = count()
 
