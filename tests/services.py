@@ -5,7 +5,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +20,7 @@ from kvprefetch.service.run import build_server
 from kvprefetch.service.server import Server
 from kvprefetch.service.watch import start_time
 from kvprefetch.settings import ArenaSettings, Credential, ServiceSettings, Settings
-from kvprefetch.v1 import workers_pb2, workers_pb2_grpc
+from kvprefetch.v1 import admin_pb2, admin_pb2_grpc, workers_pb2, workers_pb2_grpc
 
 BLOCK_BYTES = 4_096
 
@@ -70,14 +70,19 @@ class Service:
         return self.addresses[0]
 
     def do(self, action: Callable[[Server], object]) -> None:
-        """Run it on the service's thread, soon."""
+        """Run it on the service's thread, soon; if it has ended, never."""
         assert self.server is not None
-        self.loop.call_soon_threadsafe(action, self.server)
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(action, self.server)
 
     def stop(self) -> None:
         """An orderly end; again, it does nothing."""
-        if self._thread.is_alive():
-            self.do(lambda server: server.drain())
+        self.do(lambda server: server.drain())
+        self._thread.join()
+
+    def stop_now(self) -> None:
+        """The same without waiting for what is in flight."""
+        self.do(lambda server: (server.hurry(), server.hurry()))
         self._thread.join()
 
 
@@ -87,10 +92,7 @@ def running(settings: Settings) -> Iterator[Service]:
     try:
         yield service
     finally:
-        if service._thread.is_alive():
-            service.do(lambda server: server.hurry())
-            service.do(lambda server: server.hurry())
-        service.stop()
+        service.stop_now()
 
 
 @contextmanager
@@ -100,6 +102,18 @@ def calling(address: str, token: str = "", **tls: str) -> Iterator[grpc.Channel]
         yield channel
     finally:
         channel.close()
+
+
+def code_of(call: object, *arguments: object, **more: object) -> grpc.StatusCode:
+    try:
+        call(*arguments, timeout=20, **more)  # type: ignore[operator]
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def stats(channel: grpc.Channel) -> bytes:
+    return admin_pb2_grpc.AdminStub(channel).Stats(admin_pb2.StatsRequest(), timeout=20).stats
 
 
 class TestWorker:
