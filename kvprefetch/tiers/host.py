@@ -288,7 +288,7 @@ class HostTier:
 
     def _rebuild(self, is_alive: Callable[[int, int], bool]) -> None:
         found = scan((self.arena.raw_header(slot) for slot in range(self.arena.slots)), self.block_bytes)
-        self._sequence = found.sequence
+        self._sequence = max(found.sequence, int(self.wall() * 1e6))  # the highest may be among the damaged
         doubtful = dict(found.reserved)
         for slot, raw in found.damaged.items():
             owner = who_may_write(raw)

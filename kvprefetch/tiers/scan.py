@@ -15,7 +15,7 @@ class Scan:
     reserved: dict[int, SlotHeader] = field(default_factory=dict)
     damaged: dict[int, bytes] = field(default_factory=dict)  # as they are
     twins: list[int] = field(default_factory=list)  # sealed, but another slot has a newer block under that key
-    sequence: int = 0  # at least as high as any that was ever given
+    sequence: int = 0  # the highest, of those that are not damaged
 
 
 def scan(headers: Iterable[bytes], block_bytes: int) -> Scan:
@@ -42,4 +42,4 @@ def scan(headers: Iterable[bytes], block_bytes: int) -> Scan:
                 twins.append(other[0])
             newest[header.key] = slot, header
     sealed = dict(sorted(newest.values(), key=lambda found: found[1].sequence))
-    return Scan(sealed, reserved, damaged, twins, highest + len(damaged))
+    return Scan(sealed, reserved, damaged, twins, highest)
