@@ -57,6 +57,19 @@ class Fingerprint:
     tp_rank: int = 0
 
 
+def canonical(fingerprint: Fingerprint) -> str:
+    """The fingerprint as JSON, the same text for the same model on every machine."""
+    return json.dumps(asdict(fingerprint), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def model_secret(secret: bytes, fingerprint: str) -> bytes:
+    """The 32 bytes from which one model's roots are derived; a service gives them to its workers, not its own secret.
+
+    `fingerprint` is canonical JSON.
+    """
+    return hmac.digest(secret, f"kvprefetch worker secret/1 {fingerprint}".encode(), "sha256")
+
+
 def root_key(secret: bytes, namespace: Namespace, fingerprint: Fingerprint) -> BlockKey:
     """The 32-byte root of `namespace` for exactly this model."""
     body = {

@@ -33,6 +33,7 @@ class Ticket:
     used_tokens: int = 0
     keys: Sequence[BlockKey] = ()
     found: int = 0  # blocks that were resident before any work was done for it
+    outlives_pool: bool = False  # it is enough that its blocks lie in another tier, from which they are loaded
     overtaken: bool = False  # a request for the whole context came before it was done
     unspent: set[BlockKey] = field(default_factory=set)  # its resident keys nobody used yet
     settled: Callable[["Ticket"], None] | None = None  # called once it has its use
@@ -119,9 +120,10 @@ class Ledger:
             for ticket in self._waiting.get(key, ()):
                 ticket.overtaken = True
         deepest: dict[Ticket, int] = {}
-        for depth, key in enumerate(keys[: lookup.hits], start=1):
+        for depth, key in enumerate(keys[: lookup.hits + lookup.loaded], start=1):
             for ticket in self._resident.get(key, ()):
-                deepest[ticket] = depth
+                if depth <= lookup.hits or ticket.outlives_pool:
+                    deepest[ticket] = depth
         for ticket, depth in deepest.items():
             ticket.used_tokens = depth * block_tokens
             self._use(ticket, Use.USED)
@@ -133,7 +135,8 @@ class Ledger:
 
     def note_evicted(self, key: BlockKey) -> None:
         """A resident block is gone; a ticket whose last unused block it was, is EVICTED."""
-        for ticket in self._resident.pop(key, ()):
+        for ticket in [t for t in self._resident.get(key, ()) if not t.outlives_pool]:
+            _drop(self._resident, key, ticket)
             ticket.unspent.discard(key)
             if not ticket.unspent:
                 self._use(ticket, Use.EVICTED)

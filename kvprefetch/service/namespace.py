@@ -3,7 +3,6 @@
 Promises: pure, but for `service_secret`. Raises InvalidRequest, saying what to do.
 """
 
-import hmac
 import json
 import os
 import secrets
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from kvprefetch.cache.keys import model_secret
 from kvprefetch.errors import InvalidRequest, SettingsError
 from kvprefetch.settings import Settings, state_dir
 from kvprefetch.tiers.slots import Owner
@@ -38,7 +38,7 @@ class Model:
 
     def secret(self, service: bytes) -> bytes:
         """The 32 bytes from which workers derive the roots of this model's keys."""
-        return hmac.digest(service, f"kvprefetch worker secret/1 {self.fingerprint}".encode(), "sha256")
+        return model_secret(service, self.fingerprint)
 
 
 def model_of(register: Register) -> Model:

@@ -10,9 +10,10 @@ Promises
 import secrets
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from kvprefetch.cache.keys import Namespace, Scope, root_key
+from kvprefetch.cache.keys import Namespace, Scope, canonical, model_secret, root_key
 from kvprefetch.cache.sequence import Owner, PagedSequence
 from kvprefetch.contexts import Sampling
 from kvprefetch.engines.engine import TransformersEngine
@@ -35,7 +36,8 @@ class Core:
 
     def __init__(self, engine: TransformersEngine, settings: Settings, link: Link | None = None) -> None:
         self.engine, self.settings, self.link = engine, settings, link
-        self._secret = settings.secret.encode() or secrets.token_bytes(32)
+        secret = settings.secret.encode() or secrets.token_bytes(32)
+        self._secret = model_secret(secret, canonical(engine.fingerprint))  # as a service with this secret would
         self._tenants: dict[str, Hints] = {}
         self._owners: dict[str, Owner] = {}
         self._lock = threading.Lock()
@@ -63,11 +65,14 @@ class Core:
             return self._tenants[tenant]
 
     def rekey(self, secret: bytes) -> None:
-        """Derive all roots from this secret from now on."""
+        """Derive all roots from this secret from now on; where it is another one, what is cached is forgotten."""
         with self._lock:
-            if secret != self._secret:
-                self._secret = secret
-                self._owners.clear()
+            if secret == self._secret:
+                return
+            self._secret = secret
+            self._owners.clear()
+        with suppress(Closed):
+            self.worker.post(self.worker.pool.clear)
 
     def request(self, prompt: list[int], sampling: Sampling, arrived: float, tenant: str) -> LiveRequest:
         """A live request of `tenant`, not submitted yet. Raises InvalidRequest and PoolTooSmall."""

@@ -250,7 +250,8 @@ class Foresight:
         if held > ready:
             load, compute = self.rates.load_s(held - ready), self.rates.prefill_s(ready, held)
             if load is None or compute is None or load <= compute:
-                return Action.LOAD, (load or 0.0) + self._prefill_s(held, total)
+                moving = (held - ready) * _UNMEASURED if load is None else load
+                return Action.LOAD, moving + self._prefill_s(held, total)
         return Action.PREFILL, self._prefill_s(ready, total)
 
     def _prefill_s(self, start: int, end: int) -> float:

@@ -122,7 +122,7 @@ class Hints:
             job = self._job(
                 context, qualified(self.tenant, session), probability, expected_in_s, hold, because, resolved
             )
-            handle.job, job.to_host = job, to_host
+            handle.job, job.to_host, job.ticket.outlives_pool = job, to_host, to_host
             if report is not None:
                 job.ticket.settled = lambda ticket: report(handle)
             self._queue(job)

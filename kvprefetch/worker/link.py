@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -29,6 +30,15 @@ log = logging.getLogger(__name__)
 _BATCH, _RETRY_S = 64, 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    """What the service is to have back."""
+
+    lease: int = 0
+    reservation: int = 0
+    bad_slot: int | None = None
+
+
 class Link:
     """See the module's promises. `open` is called once, by the worker; then `start` by whoever registers it."""
 
@@ -37,11 +47,11 @@ class Link:
     def __init__(self, channel: grpc.Channel, pool: DevicePool, clock: Callable[[], float], *, verify: bool) -> None:
         self.channel, self.clock = channel, clock
         self.instance = secrets.token_bytes(16)
-        self.client = CacheClient(channel, self.instance, clock)
+        self.client = CacheClient(channel, self.instance, clock, self._give_back_unwanted)
         self.host = Host(self.client, pool, clock, self._give_back)
         self.host.verify = verify
         self._mapped: tuple[str, int] | None = None  # path and inode of the arena
-        self._returned: deque[Found] = deque()
+        self._returned: deque[_Returned] = deque()
         self._wake = threading.Event()
         self._closing = False
         self._pause = threading.Event()  # never set
@@ -61,7 +71,7 @@ class Link:
         if is_new_service:
             self._returned.clear()  # their leases went with the service
             self.host.leases.clear()
-            self.offloader.refill()
+        self.offloader.resume(refill=is_new_service)
 
     def stats(self) -> dict[str, Any]:
         """Blocks read from and written to the arena, and why not."""
@@ -98,7 +108,13 @@ class Link:
     # -- leases ----------------------------------------------------------------------------------------
     def _give_back(self, found: Found) -> None:
         if found.lease:
-            self._returned.append(found)
+            self._returned.append(_Returned(found.lease, bad_slot=found.bad_slot))
+            self._wake.set()
+
+    def _give_back_unwanted(self, *, lease: int = 0, reservation: int = 0) -> None:
+        """Granted too late, or of no use: the service keeps it until it is told."""
+        if lease or reservation:
+            self._returned.append(_Returned(lease, reservation))
             self._wake.set()
 
     def _run(self) -> None:
@@ -115,9 +131,11 @@ class Link:
         """Whether the service took them; else it is asked again soon."""
         while self._returned:
             batch = [self._returned[at] for at in range(min(_BATCH, len(self._returned)))]
-            corrupt = [found.bad_slot for found in batch if found.bad_slot is not None]
+            corrupt = [given.bad_slot for given in batch if given.bad_slot is not None]
+            leases = [given.lease for given in batch if given.lease]
+            reservations = [given.reservation for given in batch if given.reservation]
             try:
-                self.client.release([found.lease for found in batch], corrupt=corrupt)
+                self.client.release(leases, reservations, corrupt)
             except Closed:
                 return False
             except ServiceUnavailable:
@@ -126,8 +144,8 @@ class Link:
                 self._pause.wait(_RETRY_S)
                 self._wake.set()
                 return False
-            for found in batch:
-                self.host.leases.discard(found.lease)
-                if found in self._returned:
-                    self._returned.remove(found)
+            for given in batch:
+                self.host.leases.discard(given.lease)
+                if given in self._returned:
+                    self._returned.remove(given)
         return True

@@ -89,10 +89,10 @@ class Offloader:
             self._queue.popleft()
             self.counts["dropped"] += 1
 
-    def refill(self) -> None:
-        """The arena may have lost what was written: write everything that is resident. For any thread."""
+    def resume(self, *, refill: bool) -> None:
+        """The service is there. `refill`: its arena may have lost what was written before. For any thread."""
         with suppress(Closed):
-            self.post(self._requeue)
+            self.post(self._requeue if refill else lambda: None)
 
     def _requeue(self) -> None:
         queued = {key for _, key in self._queue}
@@ -201,12 +201,16 @@ class Offloader:
     def _write_slots(self, arena: ArenaFile, run: Run) -> Counter[str]:
         reserved = self.client.reserve(run.tenant, run.session, run.parent, run.keys, run.speculative_s, _TIMEOUT_S)
         checksums = []
-        run.ready()
-        for slot, page in zip(reserved.slots, run.pages, strict=False):
-            if slot != TAKEN:
-                checksums.append(arena.write(slot, self._bytes(page)))
-        if reserved.number:
-            self.client.commit(reserved.number, checksums, _TIMEOUT_S)
+        try:
+            run.ready()
+            for slot, page in zip(reserved.slots, run.pages, strict=False):
+                if slot != TAKEN:
+                    checksums.append(arena.write(slot, self._bytes(page)))
+            if reserved.number:
+                self.client.commit(reserved.number, checksums, _TIMEOUT_S)
+        except BaseException:
+            self.client.unwanted(reservation=reserved.number)  # committed all the same, that number means nothing
+            raise
         taken = len(reserved.slots) - len(checksums)
         return Counter(written=len(checksums), present=taken, full=len(run.keys) - len(reserved.slots))
 

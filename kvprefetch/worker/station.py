@@ -10,12 +10,12 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from kvprefetch.cache.keys import canonical
 from kvprefetch.contexts import Context
 from kvprefetch.errors import Closed, InvalidRequest, TierError
 from kvprefetch.outcomes import Outcome, Result
@@ -115,7 +115,7 @@ class Station:
             pid=os.getpid(),
             started=started_ticks(os.getpid()),
             model=engine.loaded.name,
-            fingerprint=json.dumps(asdict(engine.fingerprint), sort_keys=True, separators=(",", ":")),
+            fingerprint=canonical(engine.fingerprint),
             block_bytes=engine.shape.bytes,
             block_tokens=engine.block_tokens,
             leases=self.link.leases(),

@@ -305,3 +305,16 @@ def test_a_ticket_tells_when_it_has_its_use() -> None:
     assert told == []
     request(ledger, ABCD, hits=4)
     assert told == [Use.USED]
+
+
+def test_what_lies_in_another_tier_is_used_when_it_is_loaded_however_often_the_pool_evicts_it() -> None:
+    ledger = Ledger()
+    ticket = issue(ledger)
+    ticket.outlives_pool = True
+    ledger.start(ticket, ABCD, 0)
+    ledger.resolve(ticket, Result(Outcome.WARM, 4 * BLOCK), 1.0, resident=4)
+    for key in ABCD:
+        ledger.note_evicted(key)
+    assert ticket.use is None
+    ledger.note_lookup(ABCD, Lookup(4, 0, Counter(), Counter(), None, loaded=4), BLOCK)
+    assert (ticket.use, ticket.used_tokens) == (Use.USED, 4 * BLOCK)
