@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 0.05
 _FRAME_S = 0.02  # a frame is meant to be on its way for so long
 _PINNED_SHARE = 4  # a tenant's pins take at most 1/4 of the arena
-_QUEUED_SHARE = 8  # blocks that wait to be written to a lower tier, at most 1/8
+_HELD_SHARE = 8  # blocks that wait to be written to a lower tier hold at most 1/8 of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,9 @@ class Shelf:
         self.pins = Pins(host.pool, max(host.arena.slots // _PINNED_SHARE, 1))
         self.counts = Counts()
         self.tokens_per_s: dict[bytes, float] = {}  # by worker, as it reported
-        most = max(host.arena.slots // _QUEUED_SHARE, 1)
-        self.writers = {lane.name: WriteBehind(host, lane, most) for lane in behind.lanes}
+        slots = host.arena.slots
+        most_held = max(slots // _HELD_SHARE, 1)
+        self.writers = {lane.name: WriteBehind(host, lane, slots, most_held) for lane in behind.lanes}
         self.promoter = Promoter(host, self.leases, owner, behind.sources, clock, self.compute_s, self._brought)
         self._adopt_orphans()
         if behind.announcer is not None:
@@ -324,7 +325,7 @@ class Shelf:
             "open": source.is_open,
             "bytes_per_s": source.pace.bytes_per_s,
             "counters": dict(source.counters),
-            "written": {**writer.counters, "queued": len(writer)} if writer else {},
+            "written": {**writer.counters, "queued": len(writer)} if writer is not None else {},
         }
 
 

@@ -1,8 +1,8 @@
 """Blocks of the arena go to a lower tier after they were committed, in the background.
 
 Promises
-- A block that waits is held in the arena, so at most `most` wait; what comes beyond that, or while the tier is out of
-  reach, is dropped and counted: it is a cache.
+- A block that waits is held in the arena, as long as no more than `most_held` are; the others that wait, `most` in all,
+  may be evicted before their turn. What is lost so, or comes while the tier is out of reach, is counted: it is a cache.
 - Lives on the event loop's thread; stores in the lane's. `close` waits for the batch that is under way and lets go of
   the rest.
 """
@@ -12,7 +12,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from kvprefetch.cache.block import Block, Hold, State
+from kvprefetch.cache.block import Block, Hold
 from kvprefetch.service.lane import Lane
 from kvprefetch.tiers.contract import Incoming
 from kvprefetch.tiers.host import HostTier
@@ -26,10 +26,12 @@ _BATCH = 32  # blocks at most
 class WriteBehind:
     """See the module's promises."""
 
-    def __init__(self, host: HostTier, lane: Lane, most: int) -> None:
-        self.host, self.lane, self.most = host, lane, most
+    def __init__(self, host: HostTier, lane: Lane, most: int, most_held: int) -> None:
+        self.host, self.lane, self.most, self.most_held = host, lane, most, most_held
         self.counters: Counter[str] = Counter()
-        self._waiting: deque[Hold] = deque()
+        self._waiting: deque[Block] = deque()
+        self._hold = Hold()  # the oldest that wait, in their order
+        host.pool.holders.add(self._hold)
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -37,28 +39,28 @@ class WriteBehind:
         return len(self._waiting)
 
     def offer(self, blocks: Iterable[Block]) -> None:
-        """Committed blocks: hold them, and store them as soon as may be."""
+        """Committed blocks: store them as soon as may be."""
         for block in blocks:
             if not self.lane.is_open and self._waiting:  # one is enough to ask again
                 self.counters["dropped_unavailable"] += 1
             elif len(self._waiting) >= self.most:
                 self.counters["dropped_full"] += 1
             else:
-                self._hold(block)
+                self._waiting.append(block)
+        self._hold_some()
         if self._waiting and self._task is None and not self._is_closed:
             self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def close(self) -> None:
-        """Let go. Calling it again does nothing."""
-        self._is_closed = True
-        if self._task is not None:
-            await self._task
-        self._drop_all("dropped_closing")
 
     async def drain(self) -> None:
         """Until everything that waits now is stored or dropped."""
         while self._task is not None:
-            await asyncio.shield(self._task)
+            await asyncio.wait({self._task})
+
+    async def close(self) -> None:
+        """Let go. Calling it again does nothing."""
+        self._is_closed = True
+        await self.drain()
+        self._drop_all("dropped_closing")
 
     # -- within ----------------------------------------------------------------------------------------
     async def _run(self) -> None:
@@ -72,39 +74,48 @@ class WriteBehind:
             self._task = None
 
     async def _store_some(self) -> None:
-        size = self.lane.store_pace.batch(self.host.block_bytes, _BATCH)
-        batch = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
-        try:
-            incoming = [block for hold in batch if (block := self._incoming(hold.blocks[0])) is not None]
-            stored = await self.lane.store(incoming)
-            self.counters["stored"] += stored
-            self.counters["refused"] += len(incoming) - stored
-        finally:
-            for hold in batch:
-                self._let_go(hold)
+        size = min(self.lane.store_pace.batch(self.host.block_bytes, _BATCH), len(self._hold.blocks))
+        incoming = [each for block in self._hold.blocks[:size] if (each := self._incoming(block)) is not None]
+        stored = await self.lane.store(incoming) if incoming else 0
+        self.counters["stored"] += stored
+        self.counters["refused"] += len(incoming) - stored
+        self._let_go(size)
+        self._hold_some()
         if not self.lane.is_open:
             self._drop_all("dropped_unavailable")
 
     def _incoming(self, block: Block) -> Incoming | None:
         header = self.host.arena.header(block.page)
-        if block.state is not State.RESIDENT or header is None or header.state is not SlotState.SEALED:
+        if not self._is_here(block) or header is None or header.state is not SlotState.SEALED:
             self.counters["dropped_damaged"] += 1
             return None
         until = block.hold_until if block.speculative else None
         data = self.host.arena.slot(block.page)
         return Incoming(block.key, header.parent, block.tenant, data, header.checksum, until)
 
-    def _hold(self, block: Block) -> None:
-        hold = Hold([block])
-        self.host.pool.hold(hold.blocks)
-        self.host.pool.holders.add(hold)
-        self._waiting.append(hold)
+    def _is_here(self, block: Block) -> bool:
+        return self.host.pool.resident.get(block.key) is block
 
-    def _let_go(self, hold: Hold) -> None:
-        self.host.pool.holders.discard(hold)
-        self.host.pool.release(hold.blocks)
+    def _hold_some(self) -> None:
+        """Hold the oldest that wait and are still there."""
+        held = self._hold.blocks
+        while len(held) < min(self.most_held, len(self._waiting)):
+            block = self._waiting[len(held)]
+            if self._is_here(block):
+                self.host.pool.hold([block])
+                held.append(block)
+            else:
+                del self._waiting[len(held)]
+                self.counters["dropped_evicted"] += 1
+
+    def _let_go(self, count: int) -> None:
+        """Of the oldest, which are held."""
+        gone, self._hold.blocks = self._hold.blocks[:count], self._hold.blocks[count:]
+        for _ in gone:
+            self._waiting.popleft()
+        self.host.pool.release(gone)
 
     def _drop_all(self, why: str) -> None:
         self.counters[why] += len(self._waiting)
-        while self._waiting:
-            self._let_go(self._waiting.popleft())
+        self._let_go(len(self._hold.blocks))
+        self._waiting.clear()

@@ -9,13 +9,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from struct import pack, unpack
 from typing import Any
 
 import grpc
 import grpc.aio
+from wire import BLOCK, FINGERPRINT, TAKEN, chain, content, packed
 
 from kvprefetch.service.auth import Gate
 from kvprefetch.service.cache_rpc import CacheService, add_cache
@@ -29,24 +29,7 @@ from kvprefetch.tiers.arena import ArenaFile
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.v1 import cache_pb2, cache_pb2_grpc, workers_pb2, workers_pb2_grpc
 
-BLOCK = 4_096
-FINGERPRINT = '{"block_tokens":16,"weights":"none"}'
-TAKEN = 0xFFFFFFFF
 TIMEOUT_S = 20.0
-
-
-def chain(path: str) -> list[bytes]:
-    """Keys of a sequence, one for each letter: each key is of all letters so far."""
-    return [sha256(path[: end + 1].encode()).digest() for end in range(len(path))]
-
-
-def packed(path: str) -> bytes:
-    return b"".join(chain(path))
-
-
-def content(key: bytes) -> bytes:
-    """The bytes of the block under `key`."""
-    return key * (BLOCK // 32)
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
@@ -54,7 +37,9 @@ def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, 60))
 
 
-def node_settings(folder: Path, slots: int = 16, *, disk_slots: int = 0, redis: RedisSettings | None = None) -> Settings:
+def node_settings(
+    folder: Path, slots: int = 16, *, disk_slots: int = 0, redis: RedisSettings | None = None
+) -> Settings:
     """Of a node whose files lie in `folder`."""
     size = f"{4096 * 2 + slots * (BLOCK + 256)}"
     disk = DiskSettings(str(folder / "disk"), str(8192 + disk_slots * (BLOCK + 256))) if disk_slots else DiskSettings()
@@ -112,7 +97,9 @@ async def served(settings: Settings, socket: Path, *, tcp: bool = False) -> Asyn
     """Serve a node; at the end it is proved that nothing was lost."""
     node = Node(settings)
     registry = Registry(node.clock, settings.service.confidence)
-    server = grpc.aio.server(interceptors=[Calls(Gate((), "default"))], options=(("grpc.max_receive_message_length", -1),))
+    server = grpc.aio.server(
+        interceptors=[Calls(Gate((), "default"))], options=(("grpc.max_receive_message_length", -1),)
+    )
     add_cache(server, CacheService(node, registry, settings.service.max_blocks))
     workers_pb2_grpc.add_WorkersServicer_to_server(WorkersService(node, registry), server)
     socket.unlink(missing_ok=True)

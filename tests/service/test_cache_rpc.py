@@ -7,7 +7,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from nodes import BLOCK, TAKEN, chain, content, node_settings, packed, run, served
+from nodes import node_settings, run, served
+from wire import BLOCK, TAKEN, chain, content, packed
 
 from kvprefetch.service.frames import unpack as unpack_frame
 from kvprefetch.v1 import cache_pb2 as pb
@@ -120,9 +121,7 @@ def test_blocks_are_read_in_raw_frames(tmp_path: Path) -> None:
 
 
 async def read(channel: grpc.aio.Channel, namespace: str, keys: bytes) -> list[bytes]:
-    method: Any = channel.unary_stream(
-        "/kvprefetch.v1.Cache/Read", request_serializer=pb.ReadRequest.SerializeToString
-    )
+    method: Any = channel.unary_stream("/kvprefetch.v1.Cache/Read", request_serializer=pb.ReadRequest.SerializeToString)
     blocks = []
     async for frame in method(pb.ReadRequest(namespace=namespace, keys=keys)):
         blocks += [bytes(block.data) for block in unpack_frame(frame, BLOCK)]

@@ -10,7 +10,7 @@ import sys
 from struct import pack, unpack
 
 import grpc
-from nodes import BLOCK, FINGERPRINT, TAKEN, chain, content, packed
+from wire import BLOCK, FINGERPRINT, TAKEN, chain, content, packed
 
 from kvprefetch.service.watch import start_time
 from kvprefetch.tiers.arena import ArenaFile
