@@ -1,6 +1,5 @@
 """`kvprefetch serve`."""
 
-import asyncio
 import logging
 import sys
 from dataclasses import replace
@@ -30,6 +29,8 @@ def serve(settings_file: str | None, listen: tuple[str, ...], insecure_local: bo
         click.echo(_effective(settings), nl=False)
         return
     try:
+        import asyncio
+
         from kvprefetch.service.run import run
     except ImportError as error:
         raise click.ClickException(

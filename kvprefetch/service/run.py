@@ -41,3 +41,6 @@ async def run(settings: Settings, ready: Callable[[list[str]], None]) -> None:
         loop.add_signal_handler(number, server.hurry)
     ready(addresses)
     await server.wait_closed()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)  # one more must not spoil the exit status

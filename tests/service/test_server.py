@@ -238,16 +238,18 @@ def test_draining_lets_what_is_in_flight_finish_and_refuses_what_is_new(tmp_path
     assert not (tmp_path / "s.sock").exists()
 
 
-def test_draining_does_not_wait_for_ever(tmp_path: Path) -> None:
-    async def never() -> dict[str, dict[str, int]]:
-        await asyncio.sleep(1_000)
-        return {}
+async def never() -> dict[str, dict[str, int]]:
+    await asyncio.sleep(1_000)
+    return {}
 
-    with running(small(tmp_path, drain_s=0.2)) as service, calling(service.address) as channel:
+
+@pytest.mark.parametrize(("drain_s", "asked"), [(0.2, "once"), (1_000.0, "twice")])
+def test_draining_does_not_wait_for_ever(tmp_path: Path, drain_s: float, asked: str) -> None:
+    with running(small(tmp_path, drain_s=drain_s)) as service, calling(service.address) as channel:
         service.server.core.node.bytes_by_tenant = never  # type: ignore[union-attr, method-assign]
         slow = admin_pb2_grpc.AdminStub(channel).Tenants.future(admin_pb2.TenantsRequest(), timeout=60)
         until(lambda: service.server.calls.in_flight == 1, "it does not begin", 20)  # type: ignore[union-attr]
         began = time.monotonic()
-        service.stop()
+        service.stop() if asked == "once" else service.stop_now()
         assert time.monotonic() - began < 20
         assert slow.exception().code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
