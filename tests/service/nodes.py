@@ -216,6 +216,30 @@ class Worker:
         return path[: len(found)]
 
 
+async def settled(stage: Served) -> None:
+    """Nothing moves any more."""
+    await stage.shelf.drain()
+    await stage.node.check()
+
+
+def forget_arena(stage: Served) -> None:
+    """Evict everything that nobody holds."""
+    stage.shelf.host.pool.clear()
+
+
+async def brought(stage: Served, worker: Worker, path: str) -> str:
+    """What of `path` is found, after it was asked for and waited for."""
+    found = await worker.look_up(path, wait_ms=50)
+    for _ in range(100):
+        if not found.coming:
+            break
+        await worker.release(leases=[found.lease])
+        found = await worker.look_up(path, wait_ms=50)
+    read = worker.reads(path, found.slots)
+    await worker.release(leases=[found.lease])
+    return read
+
+
 class Process:
     """A worker in a process of its own (`worker_process.py`), told what to do line by line."""
 

@@ -138,7 +138,6 @@ def test_pinned_blocks_stay_until_their_time_is_over(tmp_path: Path) -> None:
             await ann.keep("stuvwxyz")
             assert (await ann.look_up("ab", lease=False)).found == 2
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await ann.keep("u")
                 await ann.cache.Pin(pb.PinRequest(**{**pin, "keys": packed("s")}, hold_s=60))
             assert refused.value.code() is Code.RESOURCE_EXHAUSTED
             stage.shelf.pins.expire(stage.node.clock() + 61)

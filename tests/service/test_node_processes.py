@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped and cut off at every step, and a service that restarts: real processes and signals."""
+"""Workers that are killed, stopped and cut off, and a service that restarts: real processes and signals."""
 
 import asyncio
 import os

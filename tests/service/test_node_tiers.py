@@ -9,36 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from nodes import Served, Worker, eventually, node_settings, run, served
+from nodes import Worker, brought, eventually, forget_arena, node_settings, run, served, settled
 from wire import BLOCK, chain, packed
 
 from kvprefetch.errors import TierUnavailable
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.v1 import cache_pb2
-
-
-async def settled(stage: Served) -> None:
-    """Nothing moves any more."""
-    await stage.shelf.drain()
-    await stage.node.check()
-
-
-def forget_arena(stage: Served) -> None:
-    """Evict everything that nobody holds."""
-    stage.shelf.host.pool.clear()
-
-
-async def brought(stage: Served, worker: Worker, path: str) -> str:
-    """What of `path` is found, after it was asked for and waited for."""
-    found = await worker.look_up(path, wait_ms=50)
-    for _ in range(100):
-        if not found.coming:
-            break
-        await worker.release(leases=[found.lease])
-        found = await worker.look_up(path, wait_ms=50)
-    read = worker.reads(path, found.slots)
-    await worker.release(leases=[found.lease])
-    return read
 
 
 def test_what_was_committed_comes_back_from_disk(tmp_path: Path) -> None:
