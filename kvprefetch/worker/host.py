@@ -21,6 +21,7 @@ from kvprefetch.tiers.arena import ArenaFile
 from kvprefetch.tiers.device import DevicePool
 
 log = logging.getLogger(__name__)
+_MOST_KEYS = 16_384  # of one look-up; half a million tokens
 _STEP_S = 0.02  # what a speculative step may wait for a look-up
 
 
@@ -94,7 +95,7 @@ class Host:
         if arena is None:
             return Found(keys, failed=MissReason.UNAVAILABLE)
         try:
-            answer = self.client.look_up(tenant, session, keys, wait_s=wait_s, timeout_s=timeout_s)
+            answer = self.client.look_up(tenant, session, keys[:_MOST_KEYS], wait_s=wait_s, timeout_s=timeout_s)
         except LookupTimedOut:
             self.counts["timed_out"] += 1
             return Found(keys, failed=MissReason.TIMED_OUT)
@@ -108,7 +109,7 @@ class Host:
     def peek(self, tenant: str, session: str, keys: Sequence[BlockKey]) -> int:
         """How many leading keys the arena holds, as far as anybody knows. What is further away is sent for."""
         try:
-            return self.client.look_up(tenant, session, keys, lease=False).found if self.arena else 0
+            return self.client.look_up(tenant, session, keys[:_MOST_KEYS], lease=False).found if self.arena else 0
         except (ServiceUnavailable, Closed):
             return 0
 
