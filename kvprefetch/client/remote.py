@@ -5,12 +5,14 @@ Promises
   breaker is open: a dead service costs one timeout, not one a request.
 - A service that does not know this worker (any more) counts as unavailable; the worker registers again by itself.
 - Holds nothing: leases and reservations are numbers, which the caller gives back with `release`.
+- An answer that comes too late is not lost, as what it grants would never be given back: `unwanted` is told of it. What
+  a broken connection swallowed, the service learns when the worker registers again.
 """
 
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -50,11 +52,20 @@ class Reservation:
     slots: Sequence[int]
 
 
+class Unwanted(Protocol):
+    """Gives back a lease or a reservation that nobody uses. Called by any thread; must not block."""
+
+    def __call__(self, *, lease: int = 0, reservation: int = 0) -> None: ...
+
+
 class CacheClient:
     """See the module's promises."""
 
-    def __init__(self, channel: grpc.Channel, instance: bytes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, channel: grpc.Channel, instance: bytes, clock: Callable[[], float], unwanted: Unwanted | None = None
+    ) -> None:
         self.instance, self.clock = instance, clock
+        self.unwanted: Unwanted = unwanted or _forget
         self.breaker = Breaker()
         self._stub = cache_pb2_grpc.CacheStub(channel)
 
@@ -77,7 +88,7 @@ class CacheClient:
             lease=lease,
             wait_ms=int(1000 * min(wait_s, timeout_s)),
         )
-        reply = self._call(self._stub.Lookup, request, timeout_s)
+        reply = self._call(self._stub.Lookup, request, timeout_s, lambda late: self.unwanted(lease=late.lease))
         return Answer(reply.lease, _numbers(reply.slots), reply.found, reply.coming, reply.tier)
 
     def reserve(
@@ -99,7 +110,9 @@ class CacheClient:
             speculative=speculative_s is not None,
             hold_s=speculative_s or 0.0,
         )
-        reply = self._call(self._stub.Reserve, request, timeout_s)
+        reply = self._call(
+            self._stub.Reserve, request, timeout_s, lambda late: self.unwanted(reservation=late.reservation)
+        )
         return Reservation(reply.reservation, _numbers(reply.slots))
 
     def commit(self, reservation: int, checksums: Sequence[int], timeout_s: float) -> int:
@@ -125,26 +138,36 @@ class CacheClient:
         )
         self._call(self._stub.Release, request, timeout_s)
 
-    def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+    def _call(
+        self, method: Any, request: Any, timeout_s: float, late: Callable[[Any], None] = lambda reply: None
+    ) -> Any:
+        """The reply. One that comes after `timeout_s` goes to `late`, on one of gRPC's threads."""
         if not self.breaker.allows(self.clock()):
             raise ServiceUnavailable("the cache service did not answer a moment ago")
         try:
-            reply = method(request, timeout=timeout_s)
+            call = method.future(request)  # without a deadline: cancelled, it might be granted all the same
+            reply = call.result(timeout=timeout_s)
+        except grpc.FutureTimeoutError as error:
+            self.breaker.failed(self.clock())
+            call.add_done_callback(lambda done: late(done.result()) if done.code() is grpc.StatusCode.OK else None)
+            raise LookupTimedOut(f"the cache service did not answer within {timeout_s} s") from error
         except grpc.RpcError as error:
             code = error.code()
             if code in _GONE:
                 self.breaker.failed(self.clock())
             else:
                 self.breaker.succeeded()
-            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise LookupTimedOut(f"the cache service did not answer within {timeout_s} s") from error
             if code in (*_GONE, *_UNKNOWN, grpc.StatusCode.CANCELLED):
                 raise ServiceUnavailable(f"the cache service: {error.details()}") from error
             raise ServiceUnavailable(f"the cache service refused: {code.name}: {error.details()}") from error
-        except ValueError as error:  # what gRPC raises on a closed channel
+        except (ValueError, grpc.FutureCancelledError) as error:  # what gRPC raises on a closed channel
             raise Closed("the connection is closed") from error
         self.breaker.succeeded()
         return reply
+
+
+def _forget(*, lease: int = 0, reservation: int = 0) -> None:
+    """For callers who take no leases."""
 
 
 def _numbers(packed: bytes) -> Sequence[int]:
