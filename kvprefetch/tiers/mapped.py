@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14: fault pages in for writing, without writing
+_PIECE = 2**20  # bytes populated in one go
 _HUGE_SETTING = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
@@ -49,9 +50,10 @@ def _require_space(descriptor: int, size: int) -> None:
 
 
 def _populate(mapping: mmap.mmap) -> bool:
-    """False: this system cannot."""
+    """False: this system cannot. `madvise` keeps the interpreter lock: other threads run between the pieces."""
     try:
-        mapping.madvise(_POPULATE_WRITE)
+        for at in range(0, len(mapping), _PIECE):
+            mapping.madvise(_POPULATE_WRITE, at, min(_PIECE, len(mapping) - at))
     except OSError as error:
         if error.errno in (errno.EFAULT, errno.ENOMEM):  # what else would have been SIGBUS at the first touch
             raise OSError(errno.ENOSPC, "too little memory for it is left") from error
