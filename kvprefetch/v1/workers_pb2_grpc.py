@@ -53,7 +53,8 @@ class WorkersServicer(object):
     """
 
     def Work(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Role: worker. The first messages are `Register` and `Registered`; the stream lasts as long as both live.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
