@@ -11,15 +11,22 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import faults_arena
+import faults_disk
+import faults_malformed
+import faults_memory
+import faults_network
+import faults_redis
 import faults_services
 import faults_workers
 from faults_case import Campaign
 from faults_node import Node, write_model
 from results_format import Results
 
-PARTS = ("services", "workers")
+PARTS = ("services", "workers", "arena", "network", "malformed", "memory", "disk", "redis")
 
 
 def main() -> None:
@@ -43,25 +50,45 @@ def main() -> None:
 
 
 def _run(folder: Path, options: argparse.Namespace) -> Campaign:
-    parts = options.only or PARTS
     model = write_model(folder / "model")
-    node = Node(folder / "node", model, "node")
     alone = Node(folder / "alone", model, "alone")
     cold = alone.start_worker("cold", address="none")
     try:
-        node.begin_serving(halting=True)
-        one, two = node.start_worker("one"), node.start_worker("two")
         campaign = Campaign(folder, cold, options.seed, is_quick=options.quick)
-        for worker in (cold, one, two):
+        parts = options.only or PARTS
+        if set(parts) - {"disk", "redis"}:
+            _on_one_node(campaign, model, parts)
+        if "disk" in parts:
+            faults_disk.run(campaign)
+        if "redis" in parts:
+            faults_redis.run(campaign)
+    finally:
+        alone.close()
+    return campaign
+
+
+def _on_one_node(campaign: Campaign, model: Path, parts: Sequence[str]) -> None:
+    """One service, two workers, and whoever is sacrificed."""
+    node = Node(campaign.folder / "node", model, "node")
+    try:
+        node.serve(halting=True)
+        one, two = node.start_worker("one"), node.start_worker("two")
+        for worker in (campaign.cold, one, two):
             worker.ask(campaign.documents.next())  # the first forwards of a process are slower
         if "services" in parts:
             faults_services.run(campaign, node, one, two)
         if "workers" in parts:
             faults_workers.run(campaign, node, one, two)
+        if "arena" in parts:
+            faults_arena.run(campaign, node, one, two)
+        if "network" in parts:
+            faults_network.run(campaign, node, one)
+        if "malformed" in parts:
+            faults_malformed.run(campaign, node, one, two)
+        if "memory" in parts:
+            campaign.memory_growth_mb = faults_memory.run(campaign, node, one, two)
     finally:
         node.close()
-        alone.close()
-    return campaign
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bits of the arena flip while it is used, and while nobody looks; its file is cut, of another version, or another's."""
+"""Bits of the arena flip while it is used and while nobody looks; its file is cut, of another version, or another's."""
 
 import mmap
 import os

@@ -36,6 +36,7 @@ class Asked:
 
     cold: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    whom: list[str] = field(default_factory=list)  # asked, with how long after the case began
     cached: list[int] = field(default_factory=list)
     wrong: int = 0
     refused: list[str] = field(default_factory=list)  # requests that failed: counted as wrong
@@ -68,7 +69,7 @@ class Case:
 
     def __init__(self, cold: Worker, documents: Documents, fault: str, step: str) -> None:
         self.cold, self.documents, self.fault, self.step = cold, documents, fault, step
-        self.asked = Asked()
+        self.asked, self._began = Asked(), time.perf_counter()
         self._answers: dict[tuple[int, ...], str] = {}
         self._lock = threading.Lock()
 
@@ -82,10 +83,11 @@ class Case:
         except httpx.HTTPError as error:
             with self._lock:
                 self.asked.refused.append(f"{worker.name}: {error!r}")
-                self.asked.seconds.append(time.perf_counter() - began)
             return 0
+        seconds = time.perf_counter() - began
         with self._lock:
-            self.asked.seconds.append(time.perf_counter() - began)
+            self.asked.seconds.append(seconds)
+            self.asked.whom.append(f"{worker.name} at {began - self._began:.2f} s, {cached} cached, {seconds:.3f} s")
             self.asked.cached.append(cached)
             self.asked.wrong += answer != expected
         return cached
@@ -157,6 +159,7 @@ class Campaign:
         self.folder, self.cold, self.is_quick = folder, cold, is_quick
         self.documents = Documents(seed)
         self.rows: list[dict[str, Any]] = []
+        self.memory_growth_mb = 0.0
 
     @contextmanager
     def case(self, fault: str, step: str, nodes: Sequence[Node], names: Sequence[str]) -> Iterator[Case]:
@@ -190,6 +193,9 @@ class Campaign:
             "counter": next((f"{name} +{value:g}" for name, value in named.items()), ""),
             "seconds": round(took, 1),
         }
+        if asked.late:
+            slow = [whom for whom, seconds in zip(asked.whom, asked.seconds, strict=True) if seconds > asked.bound]
+            row["late_ones"] = slow[:5]
         problems = asked.refused[:3] + asked.complaints[:3]
         if problems:
             row["problems"] = problems
@@ -208,6 +214,7 @@ class Campaign:
             "leaked_leases": sum(row["leases"] for row in rows),
             "leaked_pages": sum(row["pages"] for row in rows),
             "unnamed_reasons": sum(not row["counter"] or "problems" in row for row in rows),
+            "memory_growth_mb": self.memory_growth_mb,
         }
 
 

@@ -123,7 +123,10 @@ class _Cases:
             "its header overwritten": (lambda: _overwrite(self.path), lambda: self.path.unlink()),
         }
         if self.is_mounted:
-            faults["on a read-only file system"] = (lambda: _remount(self.folder, "ro"), lambda: _remount(self.folder, "rw"))
+            faults["on a read-only file system"] = (
+                lambda: _remount(self.folder, "ro"),
+                lambda: _remount(self.folder, "rw"),
+            )
         faults["its folder open to others"] = (lambda: blocks.chmod(0o777), lambda: blocks.chmod(0o700))
         for what, (spoil, heal) in faults.items():
             with self.campaign.case("disk file", what, [self.node], (*_LOST, r"refused")) as case:

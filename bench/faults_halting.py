@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+HEADER_BYTES = 256
 WORKER_STEPS = ("reserved", "writing", "written", "committed", "looked up", "loading", "releasing")
 """Of a worker: slots reserved, none written; half of one written; all written, none committed; committed, and not yet
 known to be; leased, nothing loaded; copied, not yet verified; loaded, the lease not given back."""
@@ -28,6 +29,8 @@ SERVICE_STEPS = (
 )
 """Of a service: a stream joined, not told; leased, not told; reserved, not told; half of a header written; asked to
 commit; one of several blocks sealed; all sealed, not told; asked to release."""
+DISK_STEPS = ("storing", "promoting")
+"""Of a service with a disk: half of a block written there; blocks of it on their way into the arena."""
 
 
 class Orders:
@@ -130,6 +133,23 @@ def prepare_service(orders: Orders) -> None:
         write(self, slot, header)
 
     setattr(ArenaFile, "write_header", half_write)  # noqa: B010
+    _prepare_disk(orders)
+
+
+def _prepare_disk(orders: Orders) -> None:
+    """Steps of DISK_STEPS."""
+    from kvprefetch.tiers import disk
+
+    write: Callable[[int, memoryview, int], None] = vars(disk)["_write_all"]
+
+    def half_write(descriptor: int, data: memoryview, at: int) -> None:
+        if data.nbytes > HEADER_BYTES and orders.mean("storing"):
+            os.pwrite(descriptor, data[: data.nbytes // 2], at)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        write(descriptor, data, at)
+
+    setattr(disk, "_write_all", half_write)  # noqa: B010
+    after(orders, "promoting", disk.DiskTier, "load")
 
 
 def main() -> None:

@@ -63,11 +63,13 @@ class Worker:
             self._model = self._http.get(f"{self._url}/v1/models").json()["data"][0]["id"]
         return self._url
 
-    def ask(self, prompt: list[int], tokens: int = 6, http: httpx.Client | None = None) -> tuple[str, int]:
+    def ask(
+        self, prompt: list[int], tokens: int = 6, http: httpx.Client | None = None, timeout_s: float = 60
+    ) -> tuple[str, int]:
         """The greedy answer, and how many tokens of the prompt were found ready. Raises httpx.HTTPError."""
         url = self.url
         body = {"model": self._model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        reply = (http or self._http).post(f"{url}/v1/completions", json=body)
+        reply = (http or self._http).post(f"{url}/v1/completions", json=body, timeout=timeout_s)
         reply.raise_for_status()
         answer = reply.json()
         cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]

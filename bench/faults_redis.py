@@ -142,7 +142,9 @@ class _Cases:
     def _contents(self) -> None:
         client = self.server.client
         spoils: dict[str, Callable[[bytes], object]] = {
-            "a bit flipped in each value's bytes": lambda key: client.setrange(key, max(client.strlen(key) - 99, 0), b"\x7f"),
+            "a bit flipped in each value's bytes": lambda key: client.setrange(
+                key, max(client.strlen(key) - 99, 0), b"\x7f"
+            ),
             "each value's header overwritten": lambda key: client.setrange(key, 8, b"\xff\xff"),
             "values cut": lambda key: client.set(key, (client.get(key) or b"")[:-1], keepttl=True),
             "values of another type": lambda key: (client.delete(key), client.rpush(key, b"not", b"a", b"block")),
@@ -206,4 +208,3 @@ def _settings(port: int) -> str:
             url = "redis://127.0.0.1:{port}/0"
             ttl_s = 600.0
             """
-
