@@ -96,7 +96,7 @@ def obey(client: CacheClient, keys: Sequence[bytes], order: dict[str, Any]) -> d
     """Look up as ordered; milliseconds of each look-up, of each release, and how many began over 1 ms late."""
     asked, lease = keys[: order["keys"]], bool(order["lease"])
     if order.get("miss"):
-        asked = chain(order["keys"], order["seed"])
+        asked = chain(order["keys"], 10**9 + order["seed"])  # in no arena
     looks, releases, late = [], [], 0
     pause = max(order["start"] - time.monotonic(), 0.0)
     time.sleep(pause)

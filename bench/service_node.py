@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """A busy machine is slow to start a process with torch in it."""
 _KVPREFETCH = "from kvprefetch.cli.main import main; main()"
 
@@ -121,7 +121,7 @@ class Node:
 
 def url_of(worker: Process) -> str:
     """Where it serves, as `openai` wants it. Waits for it."""
-    return worker.says("serving").split(" at ")[1]
+    return worker.says(" at http:").split(" at ")[1]
 
 
 def wait_until(holds: Callable[[], bool], complaint: str, patience_s: float = PATIENCE_S) -> None:

@@ -22,6 +22,17 @@ from kvprefetch.worker.link import Link
 CONTEXT = 1_024
 
 
+class Settled(Local):
+    """Emptied, its pool is empty: blocks that are being written to the arena just now stay at first."""
+
+    def clear(self) -> None:
+        def is_empty() -> bool:
+            super(Settled, self).clear()
+            return bool(self.stats()["pool"]["resident"] == 0)
+
+        wait_until(is_empty, "the pool cannot be emptied", 30)
+
+
 def ttft_with_service(loaded: LoadedModel, texts: Texts, results: Results, repeats: int = 5, live: int = 32) -> None:
     """Rows as in the TTFT bench, and one with their ratios."""
     believing = SpeculationSettings(budget_tokens=1e12)  # so that wrong hints do all the harm they can
@@ -31,7 +42,7 @@ def ttft_with_service(loaded: LoadedModel, texts: Texts, results: Results, repea
         try:
             engine = open_engine(loaded, settings)
             link = Link(channel, engine.pool, time.monotonic, verify=True)
-            with Local(engine, settings, link) as kv:
+            with Settled(engine, settings, link) as kv:
                 wait_until(lambda: link.stats()["connected"], "the worker does not find its service")
                 _measure(kv, texts, results, repeats, live)
         finally:

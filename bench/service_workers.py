@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,7 @@ BLOCK = 32
 QUESTION = BLOCK - 1
 CHECKED_TOKENS = 8
 THREADS = 2
-_SETTINGS = f"""
+SETTINGS = f"""
 [engine]
 device = "cpu"
 dtype = "float32"
@@ -86,7 +87,7 @@ class Asker:
 def two_workers(model: str, texts: Texts, results: Results, contexts: int = 8) -> None:
     """A row for every context, one of them all, and the figure. Raises RuntimeError where answers differ."""
     with ExitStack() as stack:
-        node = stack.enter_context(Node("2GiB", _SETTINGS))
+        node = stack.enter_context(Node("2GiB", SETTINGS))
         service = stack.enter_context(node.serve())
         workers = [stack.enter_context(node.start_worker(model, THREADS)) for _ in range(2)]
         askers = [Asker(worker) for worker in workers]
@@ -96,7 +97,7 @@ def two_workers(model: str, texts: Texts, results: Results, contexts: int = 8) -
         for process in (*workers, service):
             if process.stop() != 0:
                 raise RuntimeError(f"{process.arguments} ended badly: " + "\n".join(process.lines[-20:]))
-    row = _row(rows)
+    row = {"section": "two workers", "model": Path(model).name, "dtype": "float32", **_row(rows)}
     results.rows += [{"section": "two workers, each context", **one} for one in rows] + [row]
     print(row, flush=True)
     results.figures["second_worker_over_cold_2048"] = row["second_over_cold"]
@@ -121,8 +122,8 @@ def _one(first: Asker, second: Asker, texts: Texts) -> dict[str, Any]:
 
 
 def _row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"section": "two workers", "model": "SmolLM2-135M", "dtype": "float32", "context": CONTEXT}
-    row |= {"question": QUESTION, "n": len(rows), "answers_equal": True, "cached_tokens": CONTEXT}
+    row: dict[str, Any] = {"context": CONTEXT, "question": QUESTION, "n": len(rows)}
+    row |= {"answers_equal": True, "cached_tokens": CONTEXT}
     row |= {name: round(median(one[name] for one in rows), 4) for name in rows[0]}
     for name, other in (("second", "cold"), ("second", "resident"), ("resident", "cold")):
         ratios = [one[f"{name}_s"] / one[f"{other}_s"] for one in rows]
