@@ -45,8 +45,8 @@ def served(engine: TransformersEngine, token: str = "unused", drain_s: float = 1
     """Serve `engine`; the books must be right at the end. `changes` to the settings."""
     settings = replace(Settings(), **changes)
     with Local(engine, settings) as kv:
-        listener = listen("127.0.0.1", 0)
         server = make_server(make_app(kv, settings), drain_s)
+        listener = listen("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         url = url_of(listener)

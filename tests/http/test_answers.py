@@ -1,11 +1,15 @@
 """The unmodified `openai` client gets what `kvprefetch.local` says, whole and as a stream."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from served import ASKED, HANDBOOK, MODEL, QUESTION, Open, Served, events, served, until
 
+from kvprefetch.http.answer import Writer
+from kvprefetch.http.chat import CHAT
+from kvprefetch.http.completions import COMPLETION
 from kvprefetch.inprocess import Local
 
 PROMPT = [7 + i * 13 % 400 for i in range(70)]
@@ -74,6 +78,13 @@ def test_a_stream_has_a_chunk_for_each_token_and_ends_in_the_last_or_after_it(si
     assert len(chunks) in (20, 21)
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     assert "usage" not in chunks[0]
+
+
+def test_the_reason_is_in_the_last_of_the_chunks_that_are_written_together() -> None:
+    for form in (CHAT, COMPLETION):
+        written = Writer(form, MODEL).chunks(["a", "", "b"], "stop").decode().split("\n\n")
+        reasons = [json.loads(line.removeprefix("data: "))["choices"][0]["finish_reason"] for line in written[:-1]]
+        assert reasons == [None, None, "stop"]
 
 
 def test_a_chat_streams_its_role_once_and_its_usage_last(site: Served) -> None:

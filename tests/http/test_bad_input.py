@@ -109,6 +109,7 @@ def test_messages_that_cannot_be_rendered_are_refused(site: Served, messages: li
         b'{"model": "tiny-llama", "messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"model": "\\ud800"}',
         b'{"model": "tiny-llama", "prompt": [1], "temperature": NaN}',
+        b'{"model": "tiny-llama", "prompt": [1], "of_no_interest": NaN}',
         b'{"model": "tiny-llama", "prompt": [1], "temperature": 1e999}',
         b'{"model": "tiny-llama", "prompt": [1], "seed": ' + b"9" * 5_000 + b"}",
         b'{"messages": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",

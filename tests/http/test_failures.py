@@ -78,4 +78,4 @@ def test_who_takes_longer_than_the_drain_is_cut_off(open_tiny: Open) -> None:
             site.server.should_exit = True
             with pytest.raises(httpx.RemoteProtocolError):
                 list(lines)
-        until(lambda: not site.kv.worker.live, "nothing is live")
+        until(lambda: not site.kv.worker.live, "nothing is live", seconds=5)

@@ -1,7 +1,10 @@
 """Following an answer without a thread for it: no event is lost, none comes twice, whoever is first."""
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+
+import pytest
 
 from kvprefetch.worker.request import Event, Generation
 
@@ -24,22 +27,33 @@ def test_a_listener_hears_of_the_error_that_ended_the_answer() -> None:
     assert heard == [error]
 
 
+@pytest.fixture
+def _in_turns() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_in_turns")
 def test_subscribing_while_the_worker_writes_loses_nothing() -> None:
-    def write(stream: Generation) -> Callable[[], None]:
-        def run() -> None:
-            for number in range(200):
-                stream.put_text(str(number))
-            stream.put_end()
+    pieces = [str(number) for number in range(1_000)]
 
-        return run
+    def write(stream: Generation) -> None:
+        for piece in pieces:
+            stream.put_text(piece)
+        stream.put_end()
 
-    for _ in range(50):
+    for _ in range(100):
         stream, heard = Generation(lambda: None), list[Event]()
-        writer = threading.Thread(target=write(stream))
+        writer = threading.Thread(target=write, args=(stream,))
         writer.start()
+        while not stream.text:
+            pass
         stream.subscribe(heard.append)
         writer.join()
-        assert heard == [*map(str, range(200)), None]
+        assert heard == [*pieces, None]
 
 
 def test_an_iterating_reader_sees_text_alone() -> None:

@@ -76,3 +76,11 @@ def test_without_credentials_no_other_machine_may_come_in(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_needs_no_credentials(host: str) -> None:
     check_host(Settings(http=HttpSettings(host=host)))
+
+
+def test_no_endpoint_is_made_that_anybody_could_ask(open_tiny: Open) -> None:
+    with (
+        pytest.raises(SettingsError, match="listen on"),
+        served(open_tiny(), http=HttpSettings(host="0.0.0.0")),
+    ):
+        pass
