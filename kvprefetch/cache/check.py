@@ -37,7 +37,7 @@ def _pages_add_up(pool: "BlockPool", require: Require) -> None:
         (State.RESIDENT, pool.resident.values()),
         (State.IN_FLIGHT, pool.in_flight.values()),
         (State.QUARANTINED, pool.quarantined.values()),
-        (State.DROPPED, [block for block, _ in pool.dropped.values()]),
+        (State.DROPPED, [gone.block for gone in pool.dropped.values()]),
     ):
         require(all(block.state is state for block in blocks), f"a block listed {state.value} says otherwise")
 

@@ -13,12 +13,21 @@ Promises
 
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from kvprefetch.cache.block import Block, Charge, Holder, State
+from kvprefetch.cache.block import Block, Charge, Hold, Holder, State
 from kvprefetch.cache.check import check_pool
 from kvprefetch.cache.evict import Demand, Policy, choose_victims, lru
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.errors import PoolFull
+
+
+class Dropped(NamedTuple):
+    """A block that is gone, but for its page."""
+
+    block: Block
+    readers: list[Block]  # while anybody holds one of these, the page may be read
+    before: Hold  # of the block before it, which is read by the same
 
 
 class BlockPool:
@@ -30,7 +39,7 @@ class BlockPool:
         self.resident: dict[BlockKey, Block] = {}
         self.in_flight: dict[int, Block] = {}
         self.quarantined: dict[int, Block] = {}
-        self.dropped: dict[int, tuple[Block, list[Block]]] = {}  # page → its block, and those whose holders may read it
+        self.dropped: dict[int, Dropped] = {}
         self.moved = 0  # times that blocks changed their page or place in a sequence: what was noted of them is void
         self.holders: set[Holder] = set()
         self.announced: Counter[BlockKey] = Counter()  # keys that holders are computing right now
@@ -193,11 +202,16 @@ class BlockPool:
     def drop(self, block: Block, rule: str) -> None:
         """Forget a resident block, leaf or not (its bytes are damaged, say): its children begin sequences.
 
-        Its page is free when all have let go who hold it or something behind it: they may be reading it.
+        Its page is free when all have let go who hold it or something behind it: they may be reading it, and what is
+        before it, which is held for them.
         """
         if block.state is not State.RESIDENT:
             raise ValueError(f"page {block.page} is not resident")
         readers = [other for other in _with_descendants(block) if other.refs]
+        before = Hold([block.parent] if block.parent is not None and readers else [])
+        self.hold(before.blocks)
+        if before.blocks:
+            self.holders.add(before)
         for child in block.children.values():
             child.parent = None
             for other in _with_descendants(child):
@@ -208,7 +222,7 @@ class BlockPool:
         self._refund(block)
         block.state = State.DROPPED
         self._charge(block)
-        self.dropped[block.page] = block, readers
+        self.dropped[block.page] = Dropped(block, readers, before)
         self.moved += 1
         self._free_dropped()
 
@@ -287,7 +301,7 @@ class BlockPool:
 
     def blocks(self) -> list[Block]:
         """Every block that occupies a page."""
-        dropped = [block for block, _ in self.dropped.values()]
+        dropped = [gone.block for gone in self.dropped.values()]
         return [*self.resident.values(), *self.in_flight.values(), *self.quarantined.values(), *dropped]
 
     def check(self) -> None:
@@ -300,10 +314,12 @@ class BlockPool:
         self.free.append(block.page)
 
     def _free_dropped(self) -> None:
-        for page, (block, readers) in list(self.dropped.items()):
-            if not any(reader.refs for reader in readers):
+        for page, gone in list(self.dropped.items()):
+            if page in self.dropped and not any(reader.refs for reader in gone.readers):
                 del self.dropped[page]
-                self._free_page(block)
+                self._free_page(gone.block)
+                self.holders.discard(gone.before)
+                self.release(gone.before.blocks)  # one that was dropped, too, may be free now
 
     def _charge(self, block: Block) -> None:
         self.charged[block.tenant][block.charge] += 1

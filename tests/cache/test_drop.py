@@ -64,6 +64,24 @@ def test_the_page_of_a_dropped_block_is_not_given_while_somebody_may_read_it(hel
     assert blocks[1].state is State.DROPPED
 
 
+@pytest.mark.parametrize("order", [[2, 1, 0], [0, 1, 2], [1, 2, 0]])
+def test_what_is_before_a_dropped_block_is_kept_for_those_who_read_it(order: list[int]) -> None:
+    pool = BlockPool(4)
+    blocks = keep(pool, "aaaabbbbcccc")
+    hold = holding(pool, blocks[2])
+    pool.drop(blocks[order[0]], "corrupt")
+    assert len(pool.free) == 1
+    pool.clear()
+    assert len(pool.free) == 1, "it is not evicted either"
+    for at in order[1:]:
+        pool.drop(blocks[at], "corrupt")
+        pool.check()
+        assert len(pool.free) == 1
+    let_go(pool, hold)
+    pool.check()
+    assert len(pool.free) == 4
+
+
 def test_who_holds_something_before_it_does_not_keep_a_dropped_page() -> None:
     pool = BlockPool(8)
     blocks = keep(pool, "aaaabbbb")
