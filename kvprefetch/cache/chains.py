@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvprefetch.cache.block import Block
-from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
 
 KEY = 32
@@ -101,22 +100,21 @@ class Chains:
         if self._moved != self.pool.moved:
             self._notes.clear()
             self._noted, self._moved = 0, self.pool.moved
-        keys: list[BlockKey] = []
-        pages: list[int] = []
+        notes, blocks = self._notes, []
         at: Block | None = tail
-        while at is not None and at not in self._notes:
-            keys.append(at.key)
-            pages.append(at.page)
+        while at is not None and at not in notes:
+            blocks.append(at)
             at = at.parent
         before = _Note(b"", b"")
         if at is not None:
-            before = self._notes[at]
-            self._notes.move_to_end(at)
-        if not keys:
+            before = notes[at]
+            notes.move_to_end(at)
+        if not blocks:
             return before
-        keys.reverse()
-        pages.reverse()
-        note = _Note(before.keys + b"".join(keys), before.pages + _swapped(array(_UINT32, pages).tobytes()))
+        blocks.reverse()
+        keys = b"".join([block.key for block in blocks])
+        pages = array(_UINT32, [block.page for block in blocks]).tobytes()
+        note = _Note(before.keys + keys, before.pages + _swapped(pages))
         self._keep(tail, note)
         return note
 
