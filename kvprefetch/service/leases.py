@@ -80,6 +80,7 @@ class Leases:
         self.present: set[bytes] = set()
         self.by_instance: dict[bytes, Held] = {}
         self.readmitted: Counter[str] = Counter()  # slots out of quarantine, by why
+        self.freed: Counter[str] = Counter()  # leases, and slots that were not in quarantine, by what happened to whom
 
     # -- what workers ask for --------------------------------------------------------------------------
     def lease(self, instance: bytes, tails: list[Block]) -> int:
@@ -188,7 +189,9 @@ class Leases:
             return
         for lease in held.leases.values():
             self._let_go(lease)
+        self.freed["leases_died"] += len(held.leases)
         for reservation in held.reservations.values():
+            self.freed["slots_died"] += 0 if reservation.is_doubtful else len(reservation.writing)
             self._abandon(reservation, "died")
         if held.orphans is not None:
             self._readmit(held.orphans.blocks, "died")
@@ -205,6 +208,7 @@ class Leases:
             return
         for lost in held.leases.keys() - set(leases):
             self._let_go(held.leases.pop(lost))
+            self.freed["leases_returned"] += 1
         still = set(reservations)
         for number in held.reservations.keys() - still:
             self._abandon(held.reservations.pop(number), "returned")

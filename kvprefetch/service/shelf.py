@@ -32,7 +32,6 @@ from kvprefetch.tiers.slots import Owner
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 0.05
-_FRAME_S = 0.02  # a frame is meant to be on its way for so long
 _PINNED_SHARE = 4  # a tenant's pins take at most 1/4 of the arena
 _HELD_SHARE = 8  # blocks that wait to be written to a lower tier hold at most 1/8 of it
 
@@ -163,21 +162,16 @@ class Shelf:
         return self.pins.pin(tenant, split(packed), self.host.longest(packed), hold_s, self.clock())
 
     async def read(self, packed: bytes) -> AsyncIterator[bytes]:
-        """Leading blocks, in frames that grow as far as they go out quickly. Each is held while it is copied."""
-        at, asked, size = 0, len(packed) // 32, 1
-        most = most_blocks(self.block_bytes)
-        while at < asked:
-            part = packed[at * 32 : (at + size) * 32]
+        """Leading blocks, in frames. Each is held while it is copied."""
+        step = 32 * most_blocks(self.block_bytes)
+        for at in range(0, len(packed), step):
+            part = packed[at : at + step]
             run = self.host.longest(part)
-            if not run.count:
+            if run.count:
+                self.counts.read += run.count
+                yield await self._frame(run)
+            if 32 * run.count < len(part):
                 return
-            frame = await self._frame(run)
-            self.counts.read += run.count
-            began = self.clock()
-            yield frame
-            seconds = self.clock() - began
-            size = min(2 * size, most) if seconds < _FRAME_S else max(size // 2, 1)
-            at += run.count
 
     # -- figures, proof and end ------------------------------------------------------------------------
     def compute_s(self) -> float | None:
@@ -204,6 +198,7 @@ class Shelf:
             "dropped": len(pool.dropped),
             "pins": len(self.pins),
             "held": self.leases.counts(),
+            "freed": dict(self.leases.freed),
             "by_tenant": usage.by_tenant,
             "host": usage.counters,
             "lookups": {

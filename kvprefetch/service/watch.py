@@ -17,6 +17,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
+_MOST_PID = 2**31  # of the kernel's type; a header that is damaged may name anything
 
 
 def start_time(pid: int) -> int | None:
@@ -27,6 +28,8 @@ def start_time(pid: int) -> int | None:
 
 def is_alive(pid: int, started: int) -> bool:
     """Whether the process `pid` that started at `started` ticks since boot may still run."""
+    if not 0 < pid < _MOST_PID:
+        return False
     try:
         fd = _open(pid)
     except ProcessLookupError:

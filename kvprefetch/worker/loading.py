@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from kvprefetch.cache.sequence import PagedSequence
-from kvprefetch.plan.rates import Rates
+from kvprefetch.plan.rates import Line, Rates
 from kvprefetch.worker.host import Found, Host
 
 _STEP_S, _ALONE_S = 0.005, 0.02  # copying in one go: while others decode, and alone
 _BLOCKS = 4  # copied between two looks at the clock
+_EXPLORE = 16  # of so many loads that would not pay, one is made: what was slow once may not be any more
 
 
 class Loader:
@@ -15,6 +16,7 @@ class Loader:
 
     def __init__(self, host: Host, rates: Rates, block_tokens: int) -> None:
         self.host, self.rates, self.block_tokens = host, rates, block_tokens
+        self._unpaid = 0
 
     def step(
         self,
@@ -34,7 +36,7 @@ class Loader:
         while at < limit:
             first = sequence.shared
             pages = sequence.pages[first : min(first + _BLOCKS, found.blocks)]
-            if not pages or found.failed or not self.is_worth(first, found.blocks - first):
+            if not pages or found.failed or not self._pays(first, found.blocks - first):
                 return True
             good = self.host.load(found, first, pages)
             if good:
@@ -49,3 +51,13 @@ class Loader:
         start, end = first * self.block_tokens, (first + blocks) * self.block_tokens
         load, compute = self.rates.load_s(end - start), self.rates.prefill_s(start, end)
         return load is None or compute is None or load <= compute
+
+    def _pays(self, first: int, blocks: int) -> bool:
+        """As `is_worth`; now and then what was learnt is forgotten, and learnt anew."""
+        if self.is_worth(first, blocks):
+            return True
+        self._unpaid += 1
+        if self._unpaid % _EXPLORE:
+            return False
+        self.rates.loading = Line()
+        return True

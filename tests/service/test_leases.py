@@ -169,6 +169,7 @@ def test_one_that_dies_before_it_vanishes_is_cleared_up_as_well(desk: Desk) -> N
     desk.leases.died(ANN.instance)
     desk.leases.vanish(ANN.instance)
     assert desk.host.pool.free_pages == 8
+    assert desk.leases.freed["slots_died"] == 3
 
 
 def test_a_worker_that_returns_goes_on_with_what_it_lists(desk: Desk) -> None:
