@@ -31,7 +31,7 @@ from kvprefetch.tiers.files import in_words, open_alone, open_private, unlock
 from kvprefetch.tiers.layout import PAGE, Layout, require_same
 from kvprefetch.tiers.layout import decode as decode_layout
 from kvprefetch.tiers.mapped import address_of, map_file
-from kvprefetch.tiers.slots import HEADER_BYTES, IN_TRANSIT, SlotHeader, SlotState, decode, encode
+from kvprefetch.tiers.slots import HEADER_BYTES, IN_TRANSIT, SlotHeader, decode, encode, sealed_checksum
 
 log = logging.getLogger(__name__)
 
@@ -137,13 +137,11 @@ class ArenaFile:
         if into.nbytes != self.block_bytes:
             raise ValueError(f"blocks have {self.block_bytes} bytes, not {into.nbytes}")
         before = self.raw_header(slot)
-        header = decode(before)
-        if header is None or header.state is not SlotState.SEALED or header.key != key:
-            return False
-        if header.length != self.block_bytes:
+        expected = sealed_checksum(before, key, self.block_bytes)
+        if expected is None:
             return False
         ctypes.memmove(address_of(into), self._address + slot * self.slot_bytes, self.block_bytes)
-        if verify and checksum(into) != header.checksum:
+        if verify and checksum(into) != expected:
             return False
         return self.raw_header(slot) == before
 

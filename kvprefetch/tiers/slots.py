@@ -21,6 +21,7 @@ IN_TRANSIT = 0xFF
 """What stands for the state while a header is being written: no header with it is valid."""
 _BODY = struct.Struct("<BBB5xQQQ32s32s16sI4xQd64s48x")
 _SUM = struct.Struct("<Q")
+_CHECKSUM_AND_LENGTH = struct.Struct("<QQ")
 _NEVER_USED = bytes(HEADER_BYTES)
 
 
@@ -30,6 +31,9 @@ class SlotState(IntEnum):
     FREE = 0
     RESERVED = 1
     SEALED = 2
+
+
+_SEALED = int(SlotState.SEALED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,17 @@ def decode(raw: bytes) -> SlotHeader | None:
     except UnicodeDecodeError:
         return None
     return SlotHeader(SlotState(state), key, parent[:parent_bytes], name, sequence, digest, length, instance, *owner)
+
+
+def sealed_checksum(raw: bytes, key: bytes, length: int) -> int | None:
+    """The checksum of the whole block of `length` bytes under `key` that this header tells of; None: it does not.
+
+    What readers ask of each block: as `decode`, in a third of its time.
+    """
+    if raw[0] != _SEALED or raw[32:64] != key or _SUM.unpack_from(raw, 248)[0] != checksum(raw[:248]):
+        return None
+    found, size = _CHECKSUM_AND_LENGTH.unpack_from(raw, 16)
+    return found if size == length else None
 
 
 def who_may_write(raw: bytes) -> Owner | None:

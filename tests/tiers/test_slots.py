@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 
 from kvprefetch.tiers.scan import scan
-from kvprefetch.tiers.slots import HEADER_BYTES, Owner, SlotHeader, SlotState, decode, encode, who_may_write
+from kvprefetch.tiers.slots import (
+    HEADER_BYTES,
+    Owner,
+    SlotHeader,
+    SlotState,
+    decode,
+    encode,
+    sealed_checksum,
+    who_may_write,
+)
 
 KEY = sha256(b"key").digest()
 SEALED = SlotHeader(SlotState.SEALED, KEY, sha256(b"parent").digest(), "ann", 7, 2**64 - 1, 4096)
@@ -42,6 +51,17 @@ def test_a_header_is_256_bytes_in_an_order_that_stays() -> None:
     raw = encode(replace(SEALED, **owner))
     assert len(raw) == HEADER_BYTES
     assert sha256(raw).hexdigest()[:16] == "98b4c0bfecf17c5e"
+
+
+@given(headers, st.booleans(), st.booleans(), st.integers(0, 8 * HEADER_BYTES))
+def test_readers_are_told_what_the_header_says(header: SlotHeader, ours: bool, fits: bool, flip: int) -> None:
+    raw = bytearray(encode(header))
+    if flip < 8 * HEADER_BYTES:
+        raw[flip // 8] ^= 1 << flip % 8
+    key, length = (header.key if ours else KEY), (header.length if fits else 4096)
+    found = decode(bytes(raw))
+    is_it = found is not None and (found.state, found.key, found.length) == (SlotState.SEALED, key, length)
+    assert sealed_checksum(bytes(raw), key, length) == (header.checksum if is_it else None)
 
 
 def test_a_slot_that_was_never_used_is_free() -> None:
