@@ -147,10 +147,8 @@ class ArenaFile:
 
     def holds(self, slot: int, key: bytes, *, verify: bool = True) -> bool:
         """Whether the block `key` lies whole in its slot, now. Other threads run while it is verified."""
-        header = self.header(slot)
-        if header is None or header.state is not SlotState.SEALED or header.key != key:
-            return False
-        return header.length == self.block_bytes and (not verify or checksum(self.slot(slot)) == header.checksum)
+        expected = sealed_checksum(self.raw_header(slot), key, self.block_bytes)
+        return expected is not None and (not verify or checksum(self.slot(slot)) == expected)
 
     def write(self, slot: int, data: memoryview) -> int:
         """Copy a block into its slot; the checksum of `data`. Other threads run, if `data` is writable."""

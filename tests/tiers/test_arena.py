@@ -318,10 +318,14 @@ def test_a_block_is_read_only_under_its_key_sealed_and_whole(path: Path) -> None
     ):
         arena.write_header(0, header)
         assert not arena.read(0, KEY, into)
+        assert not arena.holds(0, KEY)
     arena.write_header(0, whole)
     assert arena.read(0, KEY, into)
+    assert arena.holds(0, KEY)
     arena.slot(0)[BLOCK - 1] ^= 1
     assert not arena.read(0, KEY, into)
+    assert not arena.holds(0, KEY)
+    assert arena.holds(0, KEY, verify=False)
     assert arena.read(0, KEY, into, verify=False), "as was asked for"
     arena.close()
 
