@@ -31,6 +31,7 @@ class Worker:
     shelf: Shelf
     device_blocks: int
     load: pb.LoadReport = field(default_factory=pb.LoadReport)
+    heard_at: float = 0.0  # when it said something last
     outbox: "asyncio.Queue[pb.ServiceMessage]" = field(default_factory=lambda: asyncio.Queue(MOST_QUEUED))
     task: "asyncio.Task[object] | None" = None  # that answers its stream
 
@@ -115,6 +116,7 @@ class Registry:
     # -- for the stream's servicer ---------------------------------------------------------------------
     def join(self, worker: Worker) -> None:
         """Its stream is open."""
+        worker.heard_at = self.clock()
         self._workers[worker.instance] = worker
         for change in self._joined:
             change(worker)
@@ -135,6 +137,7 @@ class Registry:
 
     def note(self, worker: Worker, message: pb.WorkerMessage) -> None:
         """What a worker said."""
+        worker.heard_at = self.clock()
         kind = message.WhichOneof("message")
         if kind == "load":
             worker.load = message.load

@@ -38,6 +38,8 @@ from kvprefetch.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, hints_pb2, hints
 
 log = logging.getLogger(__name__)
 TICK_S = 0.5
+SILENT_S = 2.5
+"""A worker that says nothing for so long (it reports every second) stands still, or the line to it does."""
 _LAST_WORDS_S = 0.5  # for streams to end by themselves
 _FRAME_BYTES = 64 * 2**20  # what may be sent: more than any frame
 _SERVICES = tuple(
@@ -137,11 +139,13 @@ class Server:
         return server
 
     def _about(self) -> dict[str, Any]:
+        workers = self.core.registry.workers()
         return {
             "addresses": self.addresses,
             "up_s": round(self.clock() - self._started_at, 3),
             "draining": self.calls.is_draining,
-            "workers": [_figures(worker) for worker in self.core.registry.workers()],
+            "workers": [_figures(worker, self.clock()) for worker in workers],
+            "silent_workers": sum(self.clock() - worker.heard_at > SILENT_S for worker in workers),
         }
 
     async def _tick(self) -> None:
@@ -171,13 +175,14 @@ class Server:
         self._claims = []
 
 
-def _figures(worker: Worker) -> dict[str, Any]:
+def _figures(worker: Worker, now: float) -> dict[str, Any]:
     return {
         "name": worker.name,
         "live": worker.load.live,
         "preloads": worker.load.preloads,
         "free_blocks": worker.load.free_blocks,
         "tokens_per_s": round(worker.load.tokens_per_s, 1),
+        "silent_s": round(now - worker.heard_at, 1),
     }
 
 
