@@ -22,6 +22,7 @@ from kvprefetch.tiers.gpu import DeviceTier
 from kvprefetch.tiers.host import HostTier
 from kvprefetch.tiers.redis import RedisTier
 from kvprefetch.tiers.redis_block import HEADER_BYTES
+from kvprefetch.tiers.redis_link import RedisLink
 
 NAMESPACE = "0123456789abcdef"
 
@@ -110,19 +111,19 @@ def open_disk(wish: Wish) -> Place:
 
 def open_redis(wish: Wish, fixture: str = "redis_server") -> Place:
     server: RedisServer | RedisCluster = wish.request.getfixturevalue(fixture)
-    namespace = os.urandom(8).hex()
+    settings = RedisSettings(url=server.url, timeout_s=PATIENT_S)
+    namespace, link = os.urandom(8).hex(), RedisLink(settings)
+    wish.request.addfinalizer(link.close)
 
     def opened() -> RedisTier:
-        place.tier = tier = RedisTier(RedisSettings(url=server.url, timeout_s=PATIENT_S), namespace, wish.block_bytes)
+        place.tier = tier = RedisTier(settings, namespace, wish.block_bytes, link=link)
         return tier
 
     def flip(key: BlockKey) -> None:
         assert isinstance(place.tier, RedisTier)
         name, at = place.tier.names.block(key), HEADER_BYTES + wish.block_bytes // 3
-        client = server.client()
-        (old,) = client.getrange(name, at, at)
-        client.setrange(name, at, bytes([old ^ 1]))
-        client.close()
+        (old,) = server.client().getrange(name, at, at)
+        server.client().setrange(name, at, bytes([old ^ 1]))
 
     place = Place(None, wish.clock, flip, opened, is_bounded=False, is_threaded=True)  # type: ignore[arg-type]
     opened()

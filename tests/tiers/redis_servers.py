@@ -8,8 +8,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,13 @@ class RedisServer:
     def url(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
+    @cached_property
+    def _client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=PATIENT_S)
+
     def client(self) -> redis.Redis:
         """To look at it, and to do things to it, behind the tier's back."""
-        return redis.Redis(port=self.port, socket_timeout=PATIENT_S)
+        return self._client
 
     def restart(self) -> None:
         """Another one on the same port, empty."""
@@ -95,7 +100,7 @@ class RedisCluster:
     """Three servers, each with a third of the slots."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", *options)
+        self.options = ("--cluster-enabled", "yes", "--repl-diskless-sync-delay", "0", *options)
         self.servers = [RedisServer(folder / str(n), *self.options) for n in range(3)]
         clients = [server.client() for server in self.servers]
         for n, client in enumerate(clients):
@@ -103,8 +108,6 @@ class RedisCluster:
             client.execute_command("CLUSTER", "ADDSLOTS", *range(n * SLOTS // 3, (n + 1) * SLOTS // 3))
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
         wait_for(lambda: all(self._is_ready(client) for client in clients))
-        for client in clients:
-            client.close()
 
     @staticmethod
     def _is_ready(client: redis.Redis) -> bool:
@@ -116,9 +119,13 @@ class RedisCluster:
     def url(self) -> str:
         return f"redis+cluster://127.0.0.1:{self.servers[0].port}"
 
+    @cached_property
+    def _client(self) -> redis.RedisCluster:
+        return redis.RedisCluster(port=self.servers[0].port, host="127.0.0.1", socket_timeout=PATIENT_S)
+
     def client(self) -> redis.RedisCluster:
         """To look at it, and to do things to it, behind the tier's back."""
-        return redis.RedisCluster(port=self.servers[0].port, host="127.0.0.1", socket_timeout=PATIENT_S)
+        return self._client
 
     def __enter__(self) -> "RedisCluster":
         return self
@@ -235,14 +242,13 @@ def opened(
         link.close()
 
 
-def come_back(tier: RedisTier, clock: Clock) -> None:
-    """Ask again and again, each time after the longest pause, until it answers."""
+def come_back(tier: RedisTier, clock: Clock, keys: Sequence[bytes] = ()) -> None:
+    """Ask again and again, each time after the longest pause, until it answers, and has `keys`."""
 
     def answers() -> bool:
         clock.now += 60.0
         with suppress(TierUnavailable):
-            tier.find([bytes(32)])
-            return True
+            return tier.find(keys or [bytes(32)]) == len(keys)
         return False
 
     wait_for(answers)

@@ -67,12 +67,13 @@ def test_a_block_that_is_held_is_not_sent_again(tier: RedisTier) -> None:
     assert tier.usage().counters["stored"] == 3
 
 
-def test_what_is_discarded_is_gone_and_not_charged(tier: RedisTier) -> None:
+def test_what_is_discarded_is_gone_and_not_charged(server: RedisServer, tier: RedisTier) -> None:
     blocks = blocks_of(5)
     tier.store(blocks)
     assert tier.discard([*keys_of(blocks[:2]), bytes(32)]) == 2
     assert tier.find(keys_of(blocks)) == 0
     assert tier.find(keys_of(blocks[2:])) == 3
+    assert server.client().zcard(tier.names.charged("ann")) == 3
     assert tier.usage().by_tenant == {"ann": 3 * BLOCK_BYTES}
 
 

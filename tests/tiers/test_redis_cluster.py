@@ -81,30 +81,30 @@ def _in_an_empty_slot(tier: RedisTier, clients: list[redis.Redis]) -> tuple[list
 
 
 def test_a_node_that_dies_is_replaced_by_its_replica(tmp_path: Path) -> None:
-    with RedisCluster(tmp_path, "--cluster-node-timeout", "500", "--repl-diskless-sync-delay", "0") as cluster:
-        first = cluster.servers[0]
-        with RedisServer(tmp_path / "replica", *cluster.options) as replica:
-            _attach(replica, first)
-            clock = Clock()
-            with opened(cluster.url, clock=clock) as tier:
-                blocks = blocks_of(50)
-                assert tier.store(blocks) == 50
-                assert first.client().wait(1, 5_000) == 1
-                first.kill()
-                with pytest.raises(TierUnavailable):
-                    tier.find(keys_of(blocks))
-                come_back(tier, clock)
-                assert tier.find(keys_of(blocks)) == 50
-                assert loaded(tier, keys_of(blocks)) == [bytes(block.data) for block in blocks]
+    with RedisCluster(tmp_path) as cluster, RedisServer(tmp_path / "replica", *cluster.options) as replica:
+        first, clock, blocks = cluster.servers[0], Clock(), blocks_of(50)
+        _attach(replica, cluster)
+        with opened(cluster.url, clock=clock) as tier:
+            assert tier.store(blocks) == 50
+            wait_for(lambda: replica.client().dbsize() == first.client().dbsize())
+            first.kill()
+            with pytest.raises(TierUnavailable):
+                tier.find(keys_of(blocks))
+            replica.client().execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+            come_back(tier, clock, keys_of(blocks))
+            assert loaded(tier, keys_of(blocks)) == [bytes(block.data) for block in blocks]
 
 
-def _attach(replica: RedisServer, primary: RedisServer) -> None:
-    """Have it join the Cluster and follow that node."""
-    client = replica.client()
-    client.execute_command("CLUSTER", "MEET", "127.0.0.1", primary.port)
-    wait_for(lambda: client.cluster("info")["cluster_known_nodes"] == "4")
-    client.execute_command("CLUSTER", "REPLICATE", primary.client().execute_command("CLUSTER", "MYID"))
+def _attach(replica: RedisServer, cluster: RedisCluster) -> None:
+    """Have it join the Cluster, and follow the first node, and all know of it."""
+    client, first = replica.client(), cluster.servers[0]
+    client.execute_command("CLUSTER", "MEET", "127.0.0.1", first.port)
+    servers = [replica, *cluster.servers]
+    wait_for(lambda: all(server.client().cluster("info")["cluster_known_nodes"] == "4" for server in servers))
+    name = first.client().execute_command("CLUSTER", "MYID")
+    client.execute_command("CLUSTER", "REPLICATE", name)
     wait_for(lambda: client.info("replication")["master_link_status"] == "up")
+    wait_for(lambda: all(server.client().cluster("replicas", name) for server in cluster.servers))
 
 
 def test_a_single_server_is_no_cluster(tmp_path: Path) -> None:
