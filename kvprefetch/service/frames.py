@@ -1,14 +1,16 @@
-"""Blocks on the wire between nodes: raw frames, written in one copy and read in one. Pure.
+"""Blocks on the wire between nodes: raw frames, written in one copy and read in one.
 
 A frame: uint32 n, then n times {uint32 length, uint64 checksum}, then the n blocks' bytes; little-endian. At most
-16 MiB, or one block where blocks are larger.
+16 MiB. Ours have up to 4 MiB, or one block: larger ones are no faster, and whoever reads sees later that they come.
 """
 
+import ctypes
 import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-FRAME_BYTES = 16 * 2**20
+FRAME_BYTES = 4 * 2**20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _COUNT = struct.Struct("<I")
 _ENTRY = struct.Struct("<IQ")
 
@@ -46,3 +48,15 @@ def unpack(frame: bytes, block_bytes: int) -> Iterator[Sealed]:
             raise ValueError(f"a block of {length} bytes, not {block_bytes}")
         yield Sealed(view[at : at + block_bytes], checksum)
         at += block_bytes
+
+
+def keep_memory() -> None:
+    """Have the C library keep what this process frees, up to 256 MiB, instead of giving it back to the system.
+
+    Frames come and go by the thousand. Without this each is made of pages that the system has to clear first: half of
+    the time that reading takes (glibc alone; elsewhere it changes nothing).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_TRIM_THRESHOLD, 256 * 2**20)

@@ -4,6 +4,7 @@ Promises
 - Whatever another node sends is verified: a block that has not its checksum, and all after it, is not taken.
 - A node that brings no complete block for `PATIENCE_S` is given up, and left alone for a while; so is one that refuses.
 - Lives on the event loop's thread; copies are made in threads, into memory that stays reserved until they are done.
+- Tells the C library, for this whole process, to keep the memory of frames (`frames.keep_memory`).
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import grpc.aio
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.client.channel import Endpoint, endpoint, open_async_channel
 from kvprefetch.errors import SettingsError, TierUnavailable
-from kvprefetch.service.frames import unpack
+from kvprefetch.service.frames import keep_memory, unpack
 from kvprefetch.service.lane import Clock, Pace
 from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers.breaker import Breaker
@@ -40,6 +41,7 @@ class Peers:
 
     def __init__(self, settings: RedisSettings, clock: Clock) -> None:
         self.settings, self.clock = settings, clock
+        keep_memory()
         self._nodes: OrderedDict[str, tuple[Endpoint, grpc.aio.Channel, Breaker]] = OrderedDict()
 
     async def read(self, address: str, namespace: str, keys: Sequence[BlockKey], take: "Take") -> str:
@@ -55,10 +57,7 @@ class Peers:
         call = method(ReadRequest(namespace=namespace, keys=b"".join(keys)), metadata=end.metadata)
         why = ""
         try:
-            while True:
-                frame = await asyncio.wait_for(call.read(), PATIENCE_S)
-                if frame is grpc.aio.EOF or not await take(frame):
-                    break
+            await self._take_all(call, take)
         except TimeoutError:
             why = "timed_out"
         except grpc.aio.AioRpcError as error:
@@ -71,6 +70,21 @@ class Peers:
             call.cancel()
         breaker.failed(self.clock()) if why else breaker.succeeded()
         return why
+
+    async def _take_all(self, call: Any, take: "Take") -> None:
+        """One frame is copied while the next one comes."""
+        taking: asyncio.Task[bool] | None = None
+        try:
+            while True:
+                frame = await asyncio.wait_for(call.read(), PATIENCE_S)
+                if taking is not None and not await taking:
+                    return
+                if frame is grpc.aio.EOF:
+                    return
+                taking = asyncio.create_task(take(frame))
+        finally:  # it writes to memory that is the caller's
+            if taking is not None:
+                await asyncio.wait({taking})
 
     async def close(self) -> None:
         """Calling it again does nothing."""

@@ -10,7 +10,7 @@ Promises
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,16 +162,21 @@ class Shelf:
         return self.pins.pin(tenant, split(packed), self.host.longest(packed), hold_s, self.clock())
 
     async def read(self, packed: bytes) -> AsyncIterator[bytes]:
-        """Leading blocks, in frames. Each is held while it is copied."""
+        """Leading blocks, in frames. Each is held while it is copied; the next one is, while one is sent."""
         step = 32 * most_blocks(self.block_bytes)
-        for at in range(0, len(packed), step):
-            part = packed[at : at + step]
-            run = self.host.longest(part)
-            if run.count:
-                self.counts.read += run.count
-                yield await self._frame(run)
-            if 32 * run.count < len(part):
-                return
+        frames = deque([asyncio.create_task(self._frame(packed[:step]))])
+        try:
+            for at in range(step, len(packed) + step, step):
+                frame, is_last = await frames[0]
+                frames.popleft()
+                if not is_last and at < len(packed):
+                    frames.append(asyncio.create_task(self._frame(packed[at : at + step])))
+                if frame:
+                    yield frame
+                if not frames:
+                    return
+        finally:  # the reader may have gone
+            await asyncio.gather(*frames, return_exceptions=True)
 
     # -- figures, proof and end ------------------------------------------------------------------------
     def compute_s(self) -> float | None:
@@ -286,15 +291,21 @@ class Shelf:
                 writer.offer(blocks)
         self._announce(blocks)
 
-    async def _frame(self, run: Run) -> bytes:
+    async def _frame(self, packed: bytes) -> tuple[bytes, bool]:
+        """The leading blocks of these keys in one frame, b"" for none; and whether it ends here."""
+        run = self.host.longest(packed)
+        if not run.count:
+            return b"", True
         hold = Hold(list(run.tails))
         self.host.pool.hold(hold.blocks)
         self.host.pool.holders.add(hold)
         try:
-            return await asyncio.to_thread(self._pack, run.numbers())
+            frame = await asyncio.to_thread(self._pack, run.numbers())
         finally:
             self.host.pool.holders.discard(hold)
             self.host.pool.release(hold.blocks)
+        self.counts.read += run.count
+        return frame, 32 * run.count < len(packed)
 
     def _pack(self, slots: list[int]) -> bytes:
         arena = self.host.arena
