@@ -23,6 +23,7 @@ from service_client import Registered, chain
 from service_node import Node
 from service_socket import receive
 
+from kvprefetch.service import peers
 from kvprefetch.service.peers import Peers, Take
 from kvprefetch.settings import RedisSettings
 
@@ -38,6 +39,7 @@ class Reader:
         self.address, self.namespace, self.keys, self.block_bytes = address, namespace, keys, block_bytes
         self.memory = memoryview(bytearray(len(keys) * block_bytes))
         self.views = [self.memory[at * block_bytes : (at + 1) * block_bytes] for at in range(len(keys))]
+        peers.PATIENCE_S = 5.0  # here a frame that takes long is a figure, not a failure
         self.peers = Peers(RedisSettings(), time.monotonic)
         self.threads = ThreadPoolExecutor(2)
         self.raw = socket.create_connection(("127.0.0.1", raw_port))
