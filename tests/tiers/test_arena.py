@@ -15,7 +15,7 @@ from small_arenas import BLOCK, NAMESPACE, SLOTS, create, in_child, sealed
 
 from kvprefetch.errors import ArenaRefused, TierUnavailable
 from kvprefetch.tiers.arena import ArenaFile
-from kvprefetch.tiers.slots import SlotHeader, SlotState
+from kvprefetch.tiers.slots import SlotHeader, SlotState, decode
 
 KEY = sha256(b"key").digest()
 
@@ -218,13 +218,14 @@ def test_a_full_file_system_is_an_error_and_leaves_nothing(small_disk: Path) -> 
     ArenaFile.create(path, NAMESPACE, 4096, 32).close()
 
 
+@pytest.mark.parametrize("prefault", [True, False])
 def test_memory_that_runs_out_while_it_is_taken_is_an_error_too(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, prefault: bool
 ) -> None:
     """Somebody else was faster than the check."""
     monkeypatch.setattr("kvprefetch.tiers.mapped._require_space", lambda descriptor, size: None)
     with pytest.raises(TierUnavailable, match=r"too little memory|No space left"):
-        ArenaFile.create(small_disk / "a.arena", NAMESPACE, 4096, 4096)
+        ArenaFile.create(small_disk / "a.arena", NAMESPACE, 4096, 4096, prefault=prefault)
     assert list(small_disk.iterdir()) == []
 
 
@@ -301,6 +302,28 @@ def test_a_service_killed_while_it_makes_the_file_leaves_none(path: Path, monkey
     assert not path.exists()
     create(path).close()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_header_is_invalid_while_it_is_written_and_its_state_comes_last(path: Path) -> None:
+    arena = create(path)
+    arena.write_header(2, sealed(KEY, 1))
+    mapping, at = arena._mapping, arena.layout.header_at(2)
+    assert mapping is not None
+    seen: list[SlotHeader | None] = []
+    stores: list[object] = []
+
+    class Watched:
+        def __setitem__(self, where: int | slice, value: int | bytes) -> None:
+            stores.append(where)
+            mapping[where] = value  # type: ignore[index]
+            seen.append(decode(mapping[at : at + 256]))
+
+    arena._mapping = Watched()  # type: ignore[assignment]
+    arena.write_header(2, sealed(KEY, 2))
+    arena._mapping = mapping
+    assert seen == [None, None, sealed(KEY, 2)]
+    assert stores[-1] == at
+    arena.close()
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -387,7 +410,7 @@ WRITER = """
 import sys
 from hashlib import sha256
 from kvprefetch.tiers.arena import ArenaFile
-from kvprefetch.tiers.slots import SlotHeader, SlotState
+from kvprefetch.tiers.slots import SlotHeader, SlotState, decode
 path, namespace, block, slots = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 arena = ArenaFile.create(path, namespace, block, slots)
 print("open", flush=True)

@@ -134,36 +134,54 @@ def test_a_closed_tier_says_so(path: Path) -> None:
             call()
 
 
+class Slow:
+    """`os`, but reading waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.reading, self.go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+    def preadv(self, descriptor: int, into: list[memoryview], at: int) -> int:
+        self.reading.set()
+        self.go_on.wait(5)
+        return os.preadv(descriptor, into, at)
+
+
 def test_closing_waits_for_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tier = opened(path)
     tier.store(BLOCKS["abc"])
-    reading, go_on, order = threading.Event(), threading.Event(), []
-
-    class Slow:
-        def __getattr__(self, name: str) -> object:
-            return self.preadv if name == "preadv" else getattr(os, name)
-
-        def preadv(self, *arguments: object) -> int:
-            reading.set()
-            go_on.wait(5)
-            return os.preadv(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("kvprefetch.tiers.disk.os", Slow())
-
-    def load() -> None:
-        order.append(tier.load(chain("abc"), [memoryview(bytearray(BLOCK)) for _ in "abc"]))
-
-    loading = threading.Thread(target=load)
+    order: list[object] = []
+    monkeypatch.setattr("kvprefetch.tiers.disk.os", slow := Slow())
+    into = [memoryview(bytearray(BLOCK)) for _ in "abc"]
+    loading = threading.Thread(target=lambda: order.append(tier.load(chain("abc"), into)))
     loading.start()
-    reading.wait(5)
+    slow.reading.wait(5)
     closing = threading.Thread(target=lambda: (tier.close(), order.append("closed")))
     closing.start()
     closing.join(0.05)
     assert order == []
-    go_on.set()
+    slow.go_on.set()
     loading.join()
     closing.join()
     assert order == [3, "closed"]
+
+
+def test_blocks_that_are_being_read_are_not_displaced(tier: DiskTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier.store(BLOCKS["abc"])
+    found: list[object] = []
+    monkeypatch.setattr("kvprefetch.tiers.disk.os", slow := Slow())
+    loading = threading.Thread(target=lambda: found.append(right(tier)))
+    loading.start()
+    slow.reading.wait(5)
+    tier.check()
+    assert tier.store(incoming("uvwxyz", BLOCK)) == SLOTS - 3
+    assert tier.discard(chain("abc")) == 0
+    slow.go_on.set()
+    loading.join()
+    assert found == [["abc", "", ""]]
+    assert tier.usage().counters.get("corrupt", 0) == 0
 
 
 # -- writing that fails ----------------------------------------------------------------------------------
