@@ -34,6 +34,7 @@ _RUN = 32  # blocks of one reservation, at most
 _QUEUED = 65_536
 _TIMEOUT_S = 1.0  # of a call: nobody waits for it
 _SHARE = 0.1  # of the time, beside live requests
+_LONGEST_REST_S = 1.0  # where a run took long because something stood still
 _RETRY_S = 0.25  # after a refusal
 
 
@@ -180,7 +181,8 @@ class Offloader:
             self._rests_until = self.clock() + _RETRY_S
             return
         self.counts.update(counts)
-        self._rests_until = self.clock() + (seconds * (1 / _SHARE - 1) if self.is_live() else 0.0)
+        rest_s = min(seconds * (1 / _SHARE - 1), _LONGEST_REST_S) if self.is_live() else 0.0
+        self._rests_until = self.clock() + rest_s
 
     # -- the offloading thread -------------------------------------------------------------------------
     def _write(self, arena: ArenaFile, run: Run, held: _Held, began: float) -> None:
