@@ -12,7 +12,7 @@ from kvprefetch.http.problems import InvalidField
 
 SESSION_HEADER = "x-kvprefetch-session"
 _MOST_STOPS, _LONGEST_STOP = 16, 256  # they are looked for after every token
-_COLDEST = 0.01  # below it, logits overflow; no caller can tell the difference
+_COLDEST = 1e-5  # a lower temperature is greedy: dividing by it would overflow, which fails the whole batch
 _LIMIT = 2**31 - 1
 _LONGEST_HEADER = 256
 
@@ -80,7 +80,7 @@ def _sampling(fields: Fields) -> dict[str, Any]:
     if top_p == 0:
         raise InvalidField("top_p", "must be more than 0")
     said = {
-        "temperature": max(temperature, _COLDEST) if temperature else temperature,
+        "temperature": 0.0 if temperature is not None and temperature < _COLDEST else temperature,
         "top_p": top_p,
         "top_k": max(top_k, 0) if top_k is not None else None,  # -1 is off, as elsewhere
         "seed": fields.integer("seed", -(2**63), 2**64 - 1),

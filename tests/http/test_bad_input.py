@@ -162,6 +162,7 @@ def test_a_temperature_next_to_nothing_does_not_break_the_others(site: Served) -
     body = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True}
     almost = site.post("completions", **body, temperature=1e-300).json()
     assert almost["choices"] == site.post("completions", **body, temperature=0).json()["choices"]
+    assert site.post("completions", **body, temperature=1e-5, seed=1).status_code == 200
 
 
 def test_a_refusal_repeats_nothing_of_the_prompt(site: Served) -> None:
