@@ -196,10 +196,7 @@ class DiskTier:
         block = reserved[0]
         try:
             self._write(descriptor, block.page, incoming, sequence)
-        except OSError as error:
-            with self._lock:
-                hold.blocks.remove(block)
-                self.pool.release([block])
+        except OSError as error:  # the hold's end frees the slot
             raise self._unavailable(error) from error
         with self._lock:
             self._sums[block.page] = incoming.checksum
