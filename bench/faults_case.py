@@ -70,6 +70,7 @@ class Case:
     def __init__(self, cold: Worker, documents: Documents, fault: str, step: str) -> None:
         self.cold, self.documents, self.fault, self.step = cold, documents, fault, step
         self.asked, self._began = Asked(), time.perf_counter()
+        self.seen: dict[str, float] = {}
         self._answers: dict[tuple[int, ...], str] = {}
         self._lock = threading.Lock()
 
@@ -95,6 +96,10 @@ class Case:
     def is_right(self, prompt: list[int], answer: str) -> None:
         """Judge an answer that was got in another way, whose time does not count."""
         self.asked.wrong += answer != self._cold(prompt, None)
+
+    def look(self, nodes: Sequence[Node]) -> None:
+        """While something stands still: what is shown now counts as what has grown."""
+        self.seen |= figures(nodes)
 
     def complain(self, complaint: str) -> None:
         """Something that has no figure of its own is not as it should be."""
@@ -171,7 +176,7 @@ class Campaign:
         except (AssertionError, httpx.HTTPError, grpc.RpcError, OSError) as error:
             case.complain(f"the case itself broke: {error!r}"[:600])
         leases, pages = leaks(nodes, case)
-        grown = growth(before, figures(nodes))
+        grown = growth(before, case.seen) | growth(before, figures(nodes))
         named = {name: grown[name] for pattern in names for name in sorted(grown) if re.search(pattern, name)}
         self._add(case, leases, pages, named, grown, time.monotonic() - began)
 
@@ -223,7 +228,9 @@ def figures(nodes: Sequence[Node]) -> dict[str, float]:
     found: dict[str, float] = {}
     for node in nodes:
         if node.service is not None and node.service.is_running and not node.service.is_frozen:
-            found |= flat(node.stats(), node.name)
+            stats = node.stats()
+            found |= flat(stats, node.name)
+            found[f"{node.name}.run"] = float(int(stats["run"][:8], 16))
         for worker in node.workers:
             if worker.process.is_running and not worker.process.is_frozen:
                 found |= {f"{worker.name}.{name}": value for name, value in worker.metrics().items()}
@@ -231,13 +238,13 @@ def figures(nodes: Sequence[Node]) -> dict[str, float]:
 
 
 def growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """What became more. A counter that is lower now began anew."""
+    """What became more. The figures of a service that was restarted begin anew."""
     grown = {}
     for name, value in after.items():
-        base = before.get(name, 0.0)
-        more = value - base if value >= base else value
-        if more > 0:
-            grown[name] = more
+        run = f"{name.partition('.')[0]}.run"
+        base = before.get(name, 0.0) if before.get(run) == after.get(run) else 0.0
+        if value > base and name != run:
+            grown[name] = value - base
     return grown
 
 

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from faults_case import Campaign, Case
@@ -96,7 +97,7 @@ class _Cases:
         }
         for what, (spoil, names) in at_rest.items():
             with self.campaign.case("disk file", what, [self.node], names) as case:
-                self._round(case, lambda spoil=spoil: self._while_down(spoil))  # type: ignore[misc]
+                self._round(case, partial(self._while_down, spoil))
                 self._shares(case)
 
     def _killed(self) -> None:
@@ -107,7 +108,7 @@ class _Cases:
                 service = self.node.service
                 assert service is not None
                 prompts = self._pushed_out(case)
-                with halted(case, self.node.orders, service, step, lambda: self._read(case, prompts[:1])):
+                with halted(case, self.node.orders, service, step, partial(self._read, case, prompts[:1])):
                     ask_all(case, [self.one, self.two], 2)
                     service.kill()
                     ask_all(case, [self.one, self.two], 2)

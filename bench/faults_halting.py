@@ -9,6 +9,7 @@ the file and sends itself SIGSTOP: all of its threads stand still there, until i
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,12 @@ class Orders:
     def come_to(self, step: str) -> None:
         """Halt here, if so ordered."""
         if self.mean(step):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            halt()
+
+
+def halt() -> None:
+    """All threads stand still, this one here: a signal to the process might let it go on for a moment."""
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def before(orders: Orders, step: str, owner: type, name: str) -> None:
@@ -95,7 +101,7 @@ def prepare_worker(orders: Orders) -> None:
         if orders.mean("writing"):
             half = data.nbytes // 2
             self.slot(slot)[:half] = data.cast("B")[:half]
-            os.kill(os.getpid(), signal.SIGSTOP)
+            halt()
         return write(self, slot, data)
 
     def late_verify(data: bytes | memoryview) -> int:
@@ -129,7 +135,7 @@ def prepare_service(orders: Orders) -> None:
             at, mapping = self.layout.header_at(slot), self._mapped
             mapping[at] = IN_TRANSIT
             mapping[at + 1 : at + 64] = encode(header)[1:64]
-            os.kill(os.getpid(), signal.SIGSTOP)
+            halt()
         write(self, slot, header)
 
     setattr(ArenaFile, "write_header", half_write)  # noqa: B010
@@ -145,7 +151,7 @@ def _prepare_disk(orders: Orders) -> None:
     def half_write(descriptor: int, data: memoryview, at: int) -> None:
         if data.nbytes > HEADER_BYTES and orders.mean("storing"):
             os.pwrite(descriptor, data[: data.nbytes // 2], at)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            halt()
         write(descriptor, data, at)
 
     setattr(disk, "_write_all", half_write)  # noqa: B010

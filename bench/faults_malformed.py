@@ -169,10 +169,12 @@ def _grpc(case: Case, node: Node, count: int, rng: random.Random, workers: list[
 def _call(channel: grpc.Channel, path: str, body: bytes, is_stream: bool) -> tuple[grpc.StatusCode, str]:
     try:
         if is_stream:
-            for _ in channel.unary_stream(path)(body, timeout=0.3):
+            many: Any = channel.unary_stream(path)
+            for _ in many(body, timeout=0.3):
                 pass
         else:
-            channel.unary_unary(path)(body, timeout=5)
+            one: Any = channel.unary_unary(path)
+            one(body, timeout=5)
     except grpc.RpcError as error:
         if is_stream and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return grpc.StatusCode.OK, ""  # it was taken, and went on
@@ -195,7 +197,8 @@ def _stream(channel: grpc.Channel, rng: random.Random) -> tuple[grpc.StatusCode,
     )
     body = rng.choice((first.SerializeToString(), b"", workers_pb2.WorkerMessage().SerializeToString()))
     try:
-        for _ in channel.stream_stream("/kvprefetch.v1.Workers/Work")(iter([body]), timeout=5):
+        work: Any = channel.stream_stream("/kvprefetch.v1.Workers/Work")
+        for _ in work(iter([body]), timeout=5):
             pass
     except grpc.RpcError as error:
         return error.code(), error.details() or ""

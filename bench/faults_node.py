@@ -59,7 +59,7 @@ class Worker:
     def url(self) -> str:
         """Of its root."""
         if not self._url:
-            self._url = self.process.says("serving ").rsplit(" at ", 1)[1].removesuffix("/v1")
+            self._url = self.process.says(" at http").rsplit(" at ", 1)[1].removesuffix("/v1")
             self._model = self._http.get(f"{self._url}/v1/models").json()["data"][0]["id"]
         return self._url
 

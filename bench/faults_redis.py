@@ -135,7 +135,7 @@ class _Cases:
         with self._case("redis wants a password", "under load", _OUT) as case, case.load([self.one, self.two]):
             time.sleep(0.5)
             server.client.config_set("requirepass", "changed")
-            server.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            server.client.client_kill_filter(_type="normal", skipme=True)
             time.sleep(1.5)
             server.client.config_set("requirepass", "")
 

@@ -1,6 +1,8 @@
 """Workers are stopped and killed at every step of reserving, writing, committing and loading."""
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from faults_case import Campaign, Case
@@ -11,8 +13,16 @@ from faults_process import until
 from faults_proxy import Proxy
 
 _WRITING = ("reserved", "writing", "written", "committed")
-_HELD = (r"held\.", r"not_reserved", r"reserved\.present", r"misses\.in_flight", r"arena_written_total\{present\}")
-_DIED = (r"readmitted_died", r"died", r"held\.")
+_RESERVED = ("reserved", "writing", "written")
+_HELD = (
+    r"service\.silent",
+    r"held\.",
+    r"not_reserved",
+    r"reserved\.present",
+    r"misses\.in_flight",
+    r"arena_written_total\{present\}",
+)
+_DIED = (r"_died",)
 _BACK = (r"readmitted_returned", r"quarantined", r"returned")
 
 
@@ -44,15 +54,14 @@ def _halt(
     shared(case, one, two)
     (prompt,) = [case.documents.next()] if step in _WRITING else known(case, one, 1)
     answers: list[str] = []
-    held = _held(node)
     with halted(case, _orders(node, at), victim.process, step, answer_of(victim, prompt, answers)):
-        more = {name: count - held[name] for name, count in _held(node).items()}
-        if step in ("reserved", "writing", "written") and more["reservations"] != 1:
-            case.complain(f"a worker that writes has {more['reservations']} reservations")
-        if step in ("looked up", "loading", "releasing") and more["leases"] < 1:
-            case.complain("a worker that loads holds no lease")
+        what = "reservations" if step in _RESERVED else "leases"
+        if step != "committed" and not _settles(lambda: _held(node)[what] == 1):
+            case.complain(f"a worker that stands still has {_held(node)[what]} {what}")
         case.ask(one, prompt)  # what the halted one is writing, or reading
         ask_all(case, [one, two], 4, [prompt])
+        _settles(lambda: node.stats()["service"]["silent"] > 0)
+        case.look([node])
         if is_killed:
             victim.process.kill()
             ask_all(case, [one, two], 2)
@@ -121,6 +130,13 @@ def _after(case: Case, stale: Worker, two: Worker, prompt: list[int], answers: l
     time.sleep(0.3)
     shared(case, stale, two)
     shared(case, two, stale)
+
+
+def _settles(holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold: others may be writing and reading at the same moment."""
+    with suppress(AssertionError):
+        until(holds, "", 3.0)
+    return holds()
 
 
 def _held(node: Node) -> dict[str, int]:

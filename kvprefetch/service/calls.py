@@ -13,10 +13,12 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from kvprefetch import errors
 from kvprefetch.service.auth import Gate, certificate_names, set_caller
@@ -59,6 +61,13 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 def status_of(error: errors.KVPrefetchError) -> grpc.StatusCode:
     """The standard code that says the same."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In place of a message whose bytes are none; a handler of single messages never sees it."""
+
+    why: str
 
 
 class Calls(grpc.aio.ServerInterceptor):
@@ -105,7 +114,9 @@ class Calls(grpc.aio.ServerInterceptor):
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
-        return kind(outer, handler.request_deserializer, handler.response_serializer)
+        parse = handler.request_deserializer
+        read = _reader(parse) if method.startswith("/kvprefetch.") else parse  # of gRPC's own services, as it is
+        return kind(outer, read, handler.response_serializer)
 
     def _single(self, inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
         """For handlers that return their answer, or write the answers themselves."""
@@ -113,7 +124,7 @@ class Calls(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             try:
                 self._begin(method, context)
-                return await inner(request, context)
+                return await inner(_readable(request), context)
             except Exception as error:  # noqa: BLE001 - the RPC's outermost line
                 return await self._refuse(error, method, context)
             finally:
@@ -127,7 +138,7 @@ class Calls(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
                 self._begin(method, context)
-                async with aclosing(inner(request, context)) as answers:  # type: ignore[type-var]
+                async with aclosing(inner(_readable(request), context)) as answers:  # type: ignore[type-var]
                     async for answer in answers:
                         yield answer
             except Exception as error:  # noqa: BLE001 - the RPC's outermost line
@@ -162,3 +173,21 @@ class Calls(grpc.aio.ServerInterceptor):
             await context.abort(code, "the service broke on this call; its log says how")
         self.refused[code.name] += 1
         await context.abort(code, str(error))
+
+
+def _reader(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """gRPC would tell the caller UNKNOWN where parsing raises."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            return Unreadable(str(error))
+
+    return read
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, Unreadable):
+        raise errors.InvalidRequest(f"the request's bytes are no message of this call ({request.why})")
+    return request

@@ -145,7 +145,7 @@ class Server:
             "up_s": round(self.clock() - self._started_at, 3),
             "draining": self.calls.is_draining,
             "workers": [_figures(worker, self.clock()) for worker in workers],
-            "silent_workers": sum(self.clock() - worker.heard_at > SILENT_S for worker in workers),
+            "silent": sum(self.clock() - worker.heard_at > SILENT_S for worker in workers),
         }
 
     async def _tick(self) -> None:

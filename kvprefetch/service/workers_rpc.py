@@ -124,6 +124,8 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
                 message: Any = await context.read()
                 if message is grpc.aio.EOF:
                     return
+                if not isinstance(message, pb.WorkerMessage):
+                    raise InvalidRequest("bytes that are no WorkerMessage")
                 if message.HasField("register"):
                     raise InvalidRequest("Register is the first message of a stream, and only the first")
                 self.registry.note(worker, message)
