@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from kvprefetch.errors import InvalidRequest
@@ -55,7 +56,7 @@ class Sampling:
             object.__setattr__(self, "stop", (self.stop,))
         checks = {
             "max_tokens must be at least 1": self.max_tokens >= 1,
-            "temperature must be 0 or more": self.temperature >= 0,
+            "temperature must be 0 or more, and finite": 0 <= self.temperature < inf,
             "top_k must be 0 or more": self.top_k >= 0,
             "top_p must be in (0, 1]": 0 < self.top_p <= 1,
             "stop strings must not be empty": all(self.stop),

@@ -82,13 +82,18 @@ def _serve(model: str, settings: Settings, address: str | None, credential: dict
     channel = None if address == "none" else open_channel(address, **credential)
     try:
         engine = open_engine(model, settings)
-        verify = settings.arena.checksums
+        verify, drain_s = settings.arena.checksums, settings.service.drain_s
         link = Link(channel, engine.pool, time.monotonic, verify=verify) if channel is not None else None
         with Local(engine, settings, link) as local:
             station = local.core.station
             if station is not None and not station.registered.wait(_FIRST_CONTACT_S):
                 click.echo("no cache service yet: serving without, and looking for it", err=True)
-            serve(make_app(local, settings), settings.http, ready=lambda url: _say(engine.loaded.name, url))
+            serve(
+                make_app(local, settings),
+                settings.http,
+                ready=lambda url: _say(engine.loaded.name, url),
+                drain_s=drain_s,
+            )
     finally:
         if channel is not None:
             channel.close()

@@ -22,6 +22,8 @@ def _message(message: Message) -> dict[str, Any]:
     said = {name: value for name, value in message.items() if value is not None}
     if not isinstance(said.get("role"), str):
         raise InvalidRequest("every message must be a mapping with a role")
+    if "content" not in said and not said.get("tool_calls"):
+        raise InvalidRequest("every message must have a content, or tool calls")
     said["content"] = _text(said.get("content", ""))
     if "tool_calls" in said:
         said["tool_calls"] = [_call(call) for call in _list(said["tool_calls"], "tool_calls")]

@@ -5,6 +5,7 @@ earlier turns, insert dates and tools, and text tokenises differently across a b
 rendered with every kind of continuation that may come and only the common token prefix is kept.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import jinja2
 
 from kvprefetch.contexts import Context, Message
+from kvprefetch.engines.messages import plain
 from kvprefetch.errors import InvalidRequest
 
 # How a text may begin, as tokenizers see it: letters, digits, punctuation, spaces, line breaks.
 _PROBES = ("What does it do?", "7 (in short)", '{"in": "short"}', "  in short", "\n\nin short")
 _ANSWERED = ("user", "tool")  # the model may speak right after these roles
+_SHARED = {"documents"}  # an option of the call that is the template's variable as well
 _LONGEST_WORD = 24  # characters; where there are no spaces, no more than this is taken for one word
 _REFUSALS = (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
 Messages = tuple[Message, ...]
@@ -27,6 +30,9 @@ class Renderer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        # options of the library's own call are no caller's to set, a template least of all
+        call = getattr(tokenizer, "apply_chat_template", None)
+        self.reserved = set(inspect.signature(call).parameters) - _SHARED if call else set()
 
     def prompt(self, context: Context) -> list[int]:
         """Tokens of a request: the context's messages and the generation prompt, or its exact token ids."""
@@ -47,8 +53,8 @@ class Renderer:
         return tokens
 
     def _continuations(self, context: Context) -> list[str]:
-        messages = context.messages
-        _check(messages)
+        _check(context.messages)
+        messages = plain(context.messages)
         further = [(*messages, _next(messages[-1], probe)) for probe in _PROBES]
         # a template that wants roles to alternate refuses these: there the last message itself may go on
         texts = self._accepted(further, context) or self._accepted(_extended(messages), context)
@@ -68,9 +74,12 @@ class Renderer:
             raise InvalidRequest("the model has no chat template: give token_ids instead of messages")
         _check(messages)
         options: Mapping[str, Any] = context.chat_template_kwargs
+        reserved = sorted(self.reserved & options.keys())
+        if reserved:
+            raise InvalidRequest(f"chat_template_kwargs: {', '.join(reserved)}: no variable of a template")
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                list(plain(messages)),
                 tools=[dict(tool) for tool in context.tools] or None,
                 add_generation_prompt=True,
                 tokenize=False,

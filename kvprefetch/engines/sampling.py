@@ -10,12 +10,14 @@ from transformers import (
 
 from kvprefetch.contexts import Sampling
 
+_COLD = 1e-5  # below it logits overflow, and nothing but the greatest would be drawn anyway
+
 
 class Sampler:
     """The sampler of one request; `draw` advances its random state by one token."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self.greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature < _COLD
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()

@@ -4,7 +4,6 @@ Tools reach the model through its chat template; a call that the model makes is 
 wrote it: each family has a notation of its own, and a wrong guess would lose text.
 """
 
-import inspect
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -15,8 +14,6 @@ from kvprefetch.http.answer import Form
 from kvprefetch.http.ask import Ask, common, most_tokens
 from kvprefetch.http.fields import Fields
 from kvprefetch.http.problems import InvalidField
-
-_SHARED = {"documents"}  # an option of the library's call that is the template's variable as well
 
 
 def read_chat(fields: Fields, headers: Headers, model: str, renderer: Renderer) -> Ask:
@@ -46,11 +43,8 @@ def read_chat(fields: Fields, headers: Headers, model: str, renderer: Renderer) 
 def _template_kwargs(fields: Fields, renderer: Renderer) -> dict[str, Any]:
     """Variables for the template. The options of the library's call are not the caller's, a template least of all."""
     said = fields.object("chat_template_kwargs")
-    if renderer.tokenizer is None:
-        return said
-    taken = set(inspect.signature(renderer.tokenizer.apply_chat_template).parameters) - _SHARED
     for name in said:
-        if name in taken:
+        if name in renderer.reserved:
             raise InvalidField("chat_template_kwargs", f"{name} is not a variable of a template")
     return said
 

@@ -320,3 +320,17 @@ def test_a_model_without_a_chat_template_asks_for_token_ids() -> None:
             renderer.prompt(Context((said("user", "Hi"),)))
         with pytest.raises(InvalidRequest, match="token_ids"):
             renderer.prefix(Context((said("user", "Hi"),)))
+
+
+def test_a_context_brings_no_template_of_its_own() -> None:
+    renderer = Renderer(tokenizer("smollm2"))
+    context = Context(messages=({"role": "user", "content": "hi"},), chat_template_kwargs={"chat_template": "{{ 1 }}"})
+    with pytest.raises(InvalidRequest, match="chat_template"):
+        renderer.prompt(context)
+
+
+def test_one_message_written_in_two_ways_is_one_prefix() -> None:
+    renderer = Renderer(tokenizer("smollm2"))
+    said = {"role": "system", "content": "Read the handbook."}
+    in_parts = {"role": "system", "content": [{"type": "text", "text": "Read the handbook."}], "name": None}
+    assert renderer.prefix(Context(messages=(said,))) == renderer.prefix(Context(messages=(in_parts,)))

@@ -73,3 +73,8 @@ def test_a_whole_number_is_a_temperature_too() -> None:
 def test_any_whole_number_is_a_seed(seed: int) -> None:
     drawn = draws(Sampler(Sampling(temperature=1.0, seed=seed)), 20)
     assert drawn == draws(Sampler(Sampling(temperature=1.0, seed=seed)), 20)
+
+
+def test_a_temperature_next_to_nothing_is_greedy_and_breaks_no_batch() -> None:
+    logits = torch.tensor([1.0, 80.0, 2.0])
+    assert Sampler(Sampling(temperature=1e-300)).draw(logits) == 1
