@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from results_format import Results, hardware
 from service_arena import arena_rates
 from service_lookup import look_ups
@@ -69,15 +70,24 @@ def _with_model(sections: list[str], model: str | None, results: Results) -> Non
 
 
 def _section(name: str, work: Callable[[], None], results: Results) -> None:
-    began, load = time.monotonic(), os.getloadavg()[0]
-    print(f"-- {name}; {load:.1f} processes were running or waiting", flush=True)
-    note: dict[str, Any] = {"section": "conditions", "of": name, "load_before": round(load, 2)}
+    print(f"-- {name}", flush=True)
+    began, others = time.monotonic(), _others_s()
+    note: dict[str, Any] = {"section": "conditions", "of": name}
     try:
         work()
     except Absent as error:
         print(f"{name}: not measured: {error}", flush=True)
         note["not_measured"] = str(error)
-    results.rows.append({**note, "seconds": round(time.monotonic() - began, 1)})
+    seconds = time.monotonic() - began
+    share = max(_others_s() - others, 0.0) / (seconds * (os.cpu_count() or 1))
+    print(f"-- {name}: {seconds:.0f} s, in which others used {share:.0%} of the processors", flush=True)
+    results.rows.append({**note, "seconds": round(seconds, 1), "others_share_of_processors": round(share, 3)})
+
+
+def _others_s() -> float:
+    """Seconds of all processors that were used by none of ours; ours count once they have ended."""
+    used = psutil.cpu_times()
+    return float(sum(used) - used.idle - getattr(used, "iowait", 0.0) - sum(os.times()[:4]))
 
 
 def _in_shared_memory(work: Callable[[Path], None]) -> None:
