@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -55,7 +56,7 @@ class RedisTier:
         self._ttl_ms = int(1_000 * settings.ttl_s)
         self._window = min(max(WINDOW_BYTES // block_bytes, 2), 64)
         self._room = Breaker(first_s=1.0)  # open: it takes no blocks
-        self._counters = Counter(stored=0, loaded=0, corrupt=0, refused=0)
+        self.counters: Counter[str] = Counter(stored=0, loaded=0, corrupt=0, refused=0)
         self._last_known: dict[str, int] = {}  # charged by tenant
         self._refresher = ThreadPoolExecutor(1, "kvprefetch-redis-refresh")
         self._waiting = 0  # for the refresher
@@ -83,9 +84,10 @@ class RedisTier:
             with self.link.exchange() as exchange:
                 wanted = (("GET", self.names.block(key)) for key in keys)
                 for key, place, value in zip(keys, into, exchange.stream(wanted, self._window), strict=False):
-                    if granted(value) is None:
+                    found = _bytes_of(value)
+                    if found is None:
                         break
-                    sealed = self._unpack(value, key, place)
+                    sealed = self._unpack(found, key, place)
                     if is_corrupt := sealed is None:
                         break
                     read.append(sealed)
@@ -134,7 +136,7 @@ class RedisTier:
             self._last_known = self.charges.by_tenant()
         charged = dict(self._last_known)
         with self._lock:
-            counters = dict(self._counters)
+            counters = dict(self.counters)
         counters["failures"] = self.link.breaker.failures
         size = sum(charged.values())
         return Usage(size // self.block_bytes, size, 0, charged, counters)
@@ -162,7 +164,7 @@ class RedisTier:
     def _headers(self, keys: Sequence[BlockKey]) -> list[Sealed | None]:
         """Of blocks that are held. Does not verify their bytes."""
         answers = self.link.run([("GETRANGE", self.names.block(key), 0, HEADER_BYTES - 1) for key in keys])
-        return [read_header(granted(answer), key) for key, answer in zip(keys, answers, strict=True)]
+        return [read_header(_bytes_of(answer) or b"", key) for key, answer in zip(keys, answers, strict=True)]
 
     def _drop_corrupt(self, key: BlockKey) -> None:
         log.warning("a block in Redis failed its checksum and is deleted: %s", key[:4].hex())
@@ -232,4 +234,12 @@ class RedisTier:
 
     def _count(self, **more: int) -> None:
         with self._lock:
-            self._counters.update(more)
+            self.counters.update(more)
+
+
+def _bytes_of(answer: Any) -> bytes | None:
+    """What was read, or None. What is no string is no block of ours: as good as no bytes."""
+    if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return b""
+    value: bytes | None = granted(answer)
+    return value

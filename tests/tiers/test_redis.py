@@ -21,6 +21,7 @@ from kvprefetch.errors import SettingsError, TierUnavailable
 from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers import redis_block
 from kvprefetch.tiers.redis import RedisTier
+from kvprefetch.tiers.redis_charges import Charges
 
 
 @pytest.fixture
@@ -44,11 +45,14 @@ def test_what_was_stored_is_found_and_loaded(tier: RedisTier) -> None:
     assert loaded(tier, keys_of(blocks)) == [bytes(block.data) for block in blocks]
 
 
-def test_only_the_leading_blocks_count(tier: RedisTier) -> None:
+def test_only_the_leading_blocks_count(server: RedisServer, tier: RedisTier) -> None:
     blocks = blocks_of(100)
     tier.store([*blocks[:70], *blocks[71:]])
     assert tier.find(keys_of(blocks)) == 70
-    assert len(loaded(tier, keys_of(blocks))) == 70
+    connections = server.client().info("stats")["total_connections_received"]
+    for _ in range(3):
+        assert len(loaded(tier, keys_of(blocks))) == 70
+    assert server.client().info("stats")["total_connections_received"] <= connections + 1, "none is closed half read"
     assert loaded(tier, keys_of(blocks[70:])) == []
     assert len(loaded(tier, keys_of(blocks[71:]))) == 29
 
@@ -164,11 +168,16 @@ def test_a_truncated_block_and_one_under_the_wrong_key_are_corrupt(server: Redis
     assert tier.usage().counters["corrupt"] == 2
 
 
-def test_a_key_of_another_kind_makes_it_unavailable_and_no_more(server: RedisServer, tier: RedisTier) -> None:
-    block = blocks_of(1)[0]
-    server.client().lpush(tier.names.block(block.key), "not a block")
-    with pytest.raises(TierUnavailable, match="WRONGTYPE"):
-        loaded(tier, [block.key])
+def test_what_is_no_string_is_deleted_or_overwritten(server: RedisServer, tier: RedisTier) -> None:
+    blocks = blocks_of(2)
+    for block in blocks:
+        server.client().lpush(tier.names.block(block.key), "not a block")
+    assert loaded(tier, keys_of(blocks)) == []
+    assert tier.usage().counters["corrupt"] == 1
+    assert not server.client().exists(tier.names.block(blocks[0].key))
+    assert tier.store(blocks) == 2
+    assert loaded(tier, keys_of(blocks)) == [bytes(block.data) for block in blocks]
+    assert tier.usage().counters["failures"] == 0
 
 
 # -- time --------------------------------------------------------------------------------------------------
@@ -202,6 +211,24 @@ def test_charges_follow_when_redis_evicts(server: RedisServer, tier: RedisTier) 
     server.client().delete(*(tier.names.block(block.key) for block in blocks[4:15]))
     assert tier.usage().by_tenant == {"ann": 4 * BLOCK_BYTES, "bob": 5 * BLOCK_BYTES}
     assert server.client().zcard(tier.names.charged("ann")) == 4
+
+
+def test_what_is_past_its_time_is_not_charged(server: RedisServer, tier: RedisTier) -> None:
+    """Whatever became of the block: nobody has stored or read it since."""
+    now = 1_000_000.0
+    charges = Charges(tier.link, tier.names, BLOCK_BYTES, ttl_s=100.0, now=lambda: now)
+    blocks = blocks_of(3)
+    tier.store(blocks)
+    server.client().delete(tier.names.charged("ann"), tier.names.tenants)
+    tier.link.run(charges.charge({"ann": keys_of(blocks[:1])}))
+    now += 50.0
+    tier.link.run(charges.charge({"ann": keys_of(blocks[1:])}))
+    assert charges.by_tenant() == {"ann": 3 * BLOCK_BYTES}
+    now += 51.0
+    assert charges.by_tenant() == {"ann": 2 * BLOCK_BYTES}
+    now += 50.0
+    assert charges.by_tenant() == {}
+    assert not server.client().exists(tier.names.tenants)
 
 
 def test_charges_that_were_evicted_come_back_with_use(server: RedisServer, tier: RedisTier) -> None:
