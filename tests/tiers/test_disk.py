@@ -439,6 +439,28 @@ def test_opening_reads_the_table_of_headers_and_nothing_else(path: Path, monkeyp
     tier.close()
 
 
+def test_of_two_stores_of_one_block_at_once_one_is_kept(tier: DiskTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, go_on = threading.Event(), threading.Event()
+
+    class SlowFirst(Sick):
+        def __getattr__(self, name: str) -> object:
+            if name == "pwrite" and threading.current_thread() is first:
+                waiting.set()
+                go_on.wait(5)
+            return getattr(os, name)
+
+    first = threading.Thread(target=lambda: tier.store(BLOCKS["abc"][:1]))
+    monkeypatch.setattr("kvprefetch.tiers.disk.os", SlowFirst("", 0))
+    first.start()
+    waiting.wait(5)
+    assert tier.store(BLOCKS["abc"]) == 3
+    go_on.set()
+    first.join()
+    tier.check()
+    assert tier.usage().blocks == 3
+    assert right(tier)[0] == "abc"
+
+
 # -- threads ---------------------------------------------------------------------------------------------
 def test_stores_of_several_threads_keep_one_of_each(tier: DiskTier) -> None:
     """One at a time is promised; several must not break the books."""
