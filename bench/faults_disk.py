@@ -17,8 +17,8 @@ from faults_process import small_disk, until
 from kvprefetch.tiers.layout import PAGE, decode
 from kvprefetch.tiers.slots import HEADER_BYTES
 
-_FULL = (r"disk\.(counters|tier)\..*(unavailable|failed)", r"disk\..*dropped_unavailable", r"disk.*failed")
-_CORRUPT = (r"disk.*\.(corrupt|unreadable|damaged)",)
+_FULL = (r"tiers\.disk\.tier\.failed", r"tiers\.disk\.counters\.unavailable")
+_CORRUPT = (r"tiers\.disk\.tier\.(corrupt|unreadable|damaged)",)
 _LOST = (*_CORRUPT, r"disk.*refused", r"misses\.(evicted|never_seen|unknown)")
 _DISK = 24 * 2**20
 
@@ -85,12 +85,16 @@ class _Cases:
         spoils: dict[str, Callable[[], None]] = {
             "a bit flipped in each block": self._flip_blocks,
             "cut while it is used": lambda: os.truncate(self.path, self.path.stat().st_size // 4),
-            "emptied while it is used": lambda: os.truncate(self.path, 0),
         }
         for what, spoil in spoils.items():
             with self.campaign.case("disk file", what, [self.node], _CORRUPT) as case:
                 self._round(case, spoil)
                 self._shares(case)
+        with self.campaign.case("disk file", "emptied while it is used", [self.node], _CORRUPT) as case:
+            self._round(case, lambda: os.truncate(self.path, 0))
+            self._shares(case)
+            self._while_down(self.path.unlink)  # it has no header any more
+            self._shares(case)
         at_rest: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
             "headers flipped while the service is down": (self._flip_headers, _CORRUPT),
             "cut while the service is down": (lambda: os.truncate(self.path, self.path.stat().st_size // 2), _LOST),

@@ -331,6 +331,7 @@ class Shelf:
             "open": source.is_open,
             "bytes_per_s": source.pace.bytes_per_s,
             "counters": dict(source.counters),
+            "tier": dict(source.tier.counters) if isinstance(source, Lane) else {},
             "written": {**writer.counters, "queued": len(writer)} if writer is not None else {},
         }
 

@@ -11,6 +11,7 @@ Promises of all of them
 - `tests/tiers/test_conformance.py` runs over each.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -48,6 +49,7 @@ class Tier(Protocol):
 
     name: str
     block_bytes: int
+    counters: Counter[str]  # as in `Usage`, at once and without asking anybody
 
     def find(self, keys: Sequence[BlockKey]) -> int:
         """How many leading keys are held. Takes nothing, promises nothing."""
