@@ -9,18 +9,20 @@ from typing import Any, TypeVar
 from kvprefetch.errors import Closed
 
 T = TypeVar("T")
+_LINGER_S = 0.5  # for what has been cancelled to end by itself
 
 
 class LoopThread:
     """A daemon thread that runs a loop until `close`. All methods may be called from any other thread."""
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
         self._closing = False
         self._calls: set[Future[Any]] = set()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name=name, daemon=True)
         self._thread.start()
+        self._ready.wait()
 
     def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run it there and wait for its result; bounded only by itself. Raises Closed, and what `work` raises."""
@@ -50,16 +52,17 @@ class LoopThread:
         asyncio.run_coroutine_threadsafe(last(), self.loop).result()
         for future in tuple(self._calls):
             future.cancel()
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
             raise Closed("the connection is closed")
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        try:
-            self.loop.run_forever()
-        finally:
-            self.loop.close()
+    async def _main(self) -> None:
+        self.loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        await self._end.wait()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        if rest:  # gRPC's own, of calls that have been cancelled
+            await asyncio.wait(rest, timeout=_LINGER_S)

@@ -280,8 +280,6 @@ class HintBook:
             self._end(hint)
 
     def _use(self, hint: Hint, use: Use, tokens: int) -> None:
-        if hint.use is not None:
-            return
         hint.use, hint.used_tokens = use, tokens
         book = self.tenants[hint.tenant]
         book.uses[use] += 1

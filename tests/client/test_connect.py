@@ -1,8 +1,6 @@
 """`kvprefetch.connect` against running services: hints, signals, restarts, refusals, the end."""
 
 import inspect
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +13,6 @@ from services import Service, TestWorker, calling, credential, running, small, w
 
 import kvprefetch
 from kvprefetch import (
-    Closed,
     Connection,
     InvalidRequest,
     LimitExceeded,
@@ -239,94 +236,6 @@ def test_a_service_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 def test_check_proves_the_books(kv: Connection) -> None:
     kv.check()
-
-
-# -- restarts ----------------------------------------------------------------------------------------------
-def test_a_restarted_service_is_found_again_and_asked_again(tmp_path: Path) -> None:
-    with kvprefetch.connect(f"unix://{tmp_path}/s.sock") as kv:
-        early = kv.prefetch(kv.context(BOOK), session="early")  # nobody is there yet
-        with running(small(tmp_path)):
-            until(lambda: counts_or_none(kv) == 1, "it does not get there")
-        kv.signal("reading", session="s")
-        with running(small(tmp_path)) as service, calling(service.address) as channel:
-            worker = TestWorker(channel)
-            (preload,) = worker.wait_for("preload")
-            assert preload.session == "early"
-            worker.say(preload=PreloadReport(hint=preload.hint, outcome=words.OUTCOME_ALREADY_WARM, tokens=16))
-            assert early.wait(WAIT_S).outcome is Outcome.ALREADY_WARM
-            until(lambda: kv._signals.counts["sent"] == 1, "the signal does not get there")
-            worker.leave()
-        time.sleep(0.3)
-        assert early.use is None  # nobody knows any more
-
-
-def counts_or_none(kv: Connection) -> int | None:
-    """Hints issued, if the service is there."""
-    try:
-        return int(counts(kv)["hints"]["issued"])
-    except (ServiceUnavailable, KeyError):
-        return None
-
-
-def test_a_hint_whose_service_stays_away_fails_when_its_time_is_over(tmp_path: Path) -> None:
-    with kvprefetch.connect(f"unix://{tmp_path}/s.sock") as kv:
-        hint = kv.prefetch(kv.context(BOOK), hold_s=0.2)
-        result = hint.wait(WAIT_S)
-        assert (result.outcome, "lost the service" in result.reason) == (Outcome.FAILED, True)
-        withdrawn = kv.prefetch(kv.context(BOOK))
-        withdrawn.cancel()
-        assert withdrawn.wait(WAIT_S).outcome is Outcome.CANCELLED
-
-
-# -- the end -----------------------------------------------------------------------------------------------
-def test_closing_sends_what_waits_and_gives_every_handle_an_end(service: Service) -> None:
-    kv = kvprefetch.connect(service.address)
-    hint = kv.prefetch(kv.context(BOOK))
-    kv.signal("reading", session="s")
-    kv.close()
-    kv.close()
-    result = hint.wait(WAIT_S)
-    assert (result.outcome, result.reason) == (
-        Outcome.FAILED,
-        "the connection was closed; the hint lives on in the service",
-    )
-    hint.cancel()
-    for call in (kv.stats, lambda: kv.prefetch(kv.context(BOOK)), lambda: kv.signal("k", session="s")):
-        with pytest.raises(Closed):
-            call()
-    with kvprefetch.connect(service.address) as again:
-        assert counts(again)["hints"]["pending"] == 1
-        assert counts(again)["signals"]["kinds"] == {"reading": 1}
-
-
-def test_closing_while_another_thread_waits_ends_its_call(tmp_path: Path) -> None:
-    with running(small(tmp_path)) as service:
-        service.do(lambda server: time.sleep(0.5))  # it is busy
-        kv = kvprefetch.connect(service.address)
-        errors: list[BaseException] = []
-
-        def ask() -> None:
-            try:
-                kv.stats()
-            except kvprefetch.KVPrefetchError as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        time.sleep(0.1)
-        kv.close()
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
-        assert all(isinstance(error, (Closed, ServiceUnavailable)) for error in errors)
-
-
-def test_a_process_that_forgets_to_close_ends_all_the_same(service: Service) -> None:
-    code = (
-        f"import kvprefetch\nkv = kvprefetch.connect({service.address!r})\n"
-        "kv.prefetch(kv.context(token_ids=[1]))\nkv.signal('k', session='s')\nkv.stats()\nprint('done')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 # -- portable code -----------------------------------------------------------------------------------------

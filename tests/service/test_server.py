@@ -230,7 +230,7 @@ def test_draining_lets_what_is_in_flight_finish_and_refuses_what_is_new(tmp_path
         look_up = cache_pb2_grpc.CacheStub(channel).Lookup
         with pytest.raises(grpc.RpcError, match="draining"):
             look_up(cache_pb2.LookupRequest(instance=worker.instance, keys=b"k" * 32), timeout=20)
-        assert stats(operator)
+        assert json.loads(stats(operator))["service"]["draining"] is True
         assert not slow.done()
         in_the_way.set()
         assert [each.name for each in slow.result().tenants] == ["default"]
