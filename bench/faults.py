@@ -42,6 +42,10 @@ def main() -> None:
     results = Results("faults", options.seed)
     with tempfile.TemporaryDirectory(prefix="kvprefetch-faults-") as folder:
         campaign = _run(options.keep or Path(folder), options)
+    campaign.judge()
+    for row in campaign.rows:
+        if row.get("late") or "problems" in row or not row["counter"]:
+            print(row)
     results.rows, results.figures = campaign.rows, campaign.figures()
     print({**results.figures, "seconds": round(time.monotonic() - began)})
     if options.json:

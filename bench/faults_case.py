@@ -2,8 +2,9 @@
 
 Promises
 - An answer is wrong unless it equals, token by token, the answer of a worker that shares nothing, computed before it
-  from an empty cache. That cold run is timed too, under the same conditions, a moment before: a request is late if it
-  takes longer than the 99th percentile of the case's cold runs + 50 ms.
+  from an empty cache. That cold run is timed too, a moment before and under the same conditions. A request is late if
+  it takes longer than the 99th percentile of the campaign's cold runs + 50 ms: of those made one at a time, if it was
+  itself, else of those made several at a time.
 - A fault has a name if a counter grew that one of the case's patterns matches: of the service (`node.…`, Admin.Stats)
   or of a worker (`one.…`, /metrics). What is wrong with a case goes into its row; nothing here ends the campaign.
 """
@@ -42,14 +43,7 @@ class Asked:
     refused: list[str] = field(default_factory=list)  # requests that failed: counted as wrong
     complaints: list[str] = field(default_factory=list)
 
-    @property
-    def bound(self) -> float:
-        """Seconds that a request may take."""
-        return float(np.quantile(self.cold, 0.99)) + GRACE_S if self.cold else 0.0
-
-    @property
-    def late(self) -> int:
-        return sum(seconds > self.bound for seconds in self.seconds)
+    is_crowded: bool = False  # requests were made several at a time
 
 
 class Documents:
@@ -109,6 +103,7 @@ class Case:
     def load(self, workers: Sequence[Worker], threads: int = 2) -> Iterator[None]:
         """Requests go on and on meanwhile: fresh documents, and every other one again at another worker."""
         over = threading.Event()
+        self.asked.is_crowded = True
 
         def run(number: int) -> None:
             with Pair() as pair:
@@ -164,6 +159,7 @@ class Campaign:
         self.folder, self.cold, self.is_quick = folder, cold, is_quick
         self.documents = Documents(seed)
         self.rows: list[dict[str, Any]] = []
+        self._asked: list[Asked] = []  # by the cases in `rows`
         self.memory_growth_mb = 0.0
 
     @contextmanager
@@ -190,24 +186,35 @@ class Campaign:
             "requests": len(asked.seconds),
             "cached": sum(count > 0 for count in asked.cached),
             "slowest": round(max(asked.seconds, default=0.0), 4),
-            "bound": round(asked.bound, 4),
-            "late": asked.late,
+            "slowest_cold": round(max(asked.cold, default=0.0), 4),
             "wrong": asked.wrong + len(asked.refused),
             "leases": leases,
             "pages": pages,
             "counter": next((f"{name} +{value:g}" for name, value in named.items()), ""),
             "seconds": round(took, 1),
         }
-        if asked.late:
-            slow = [whom for whom, seconds in zip(asked.whom, asked.seconds, strict=True) if seconds > asked.bound]
-            row["late_ones"] = slow[:5]
         problems = asked.refused[:3] + asked.complaints[:3]
         if problems:
             row["problems"] = problems
         if not named:
             row["grown"] = {name: value for name, value in sorted(grown.items()) if not re.search("seconds|_sum", name)}
         self.rows.append(row)
+        self._asked.append(asked)
         print(row, flush=True)
+
+    def judge(self) -> None:
+        """Say which requests were late, now that all cold runs are there."""
+        for is_crowded in (False, True):
+            pairs = [(r, a) for r, a in zip(self.rows, self._asked, strict=True) if a.is_crowded == is_crowded]
+            cold = [seconds for _, asked in pairs for seconds in asked.cold]
+            if not cold:
+                continue
+            bound = float(np.quantile(cold, 0.99)) + GRACE_S
+            for row, asked in pairs:
+                late = [whom for whom, took in zip(asked.whom, asked.seconds, strict=True) if took > bound]
+                row |= {"bound": round(bound, 4), "late": len(late)}
+                if late:
+                    row["late_ones"] = late[:5]
 
     def figures(self) -> dict[str, float]:
         """The named ones, of all cases. What is complained of counts as unnamed."""
@@ -215,7 +222,7 @@ class Campaign:
         return {
             "cases": len(rows),
             "wrong_tokens": sum(row["wrong"] for row in rows),
-            "late_requests": sum(row["late"] for row in rows),
+            "late_requests": sum(row.get("late", 0) for row in rows),
             "leaked_leases": sum(row["leases"] for row in rows),
             "leaked_pages": sum(row["pages"] for row in rows),
             "unnamed_reasons": sum(not row["counter"] or "problems" in row for row in rows),

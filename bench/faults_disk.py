@@ -14,12 +14,12 @@ from faults_drive import ask_all, halted, joined, known
 from faults_node import Node, Worker
 from faults_process import small_disk, until
 
-from kvprefetch.tiers.layout import PAGE, decode
+from kvprefetch.tiers.layout import PAGE, Layout, decode
 from kvprefetch.tiers.slots import HEADER_BYTES
 
 _FULL = (r"tiers\.disk\.tier\.failed", r"tiers\.disk\.counters\.unavailable")
 _CORRUPT = (r"tiers\.disk\.tier\.(corrupt|unreadable|damaged)",)
-_LOST = (*_CORRUPT, r"disk.*refused", r"misses\.(evicted|never_seen|unknown)")
+_REFUSED = (r"\.refused\..* disk",)
 _DISK = 24 * 2**20
 
 
@@ -84,23 +84,23 @@ class _Cases:
     def _rotten(self) -> None:
         spoils: dict[str, Callable[[], None]] = {
             "a bit flipped in each block": self._flip_blocks,
-            "cut while it is used": lambda: os.truncate(self.path, self.path.stat().st_size // 4),
+            "cut while it is used": lambda: os.truncate(self.path, self._layout().data),
         }
         for what, spoil in spoils.items():
             with self.campaign.case("disk file", what, [self.node], _CORRUPT) as case:
-                self._round(case, spoil)
+                self._spoil(case, spoil)
                 self._shares(case)
         with self.campaign.case("disk file", "emptied while it is used", [self.node], _CORRUPT) as case:
-            self._round(case, lambda: os.truncate(self.path, 0))
+            self._spoil(case, lambda: os.truncate(self.path, 0))
             self._shares(case)
             self._while_down(self.path.unlink)  # it has no header any more
             self._shares(case)
-        at_rest: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
-            "headers flipped while the service is down": (self._flip_headers, _CORRUPT),
-            "cut while the service is down": (lambda: os.truncate(self.path, self.path.stat().st_size // 2), _LOST),
+        at_rest: dict[str, Callable[[], None]] = {
+            "headers flipped while the service is down": self._flip_headers,
+            "cut while the service is down": lambda: os.truncate(self.path, self._layout().data),
         }
-        for what, (spoil, names) in at_rest.items():
-            with self.campaign.case("disk file", what, [self.node], names) as case:
+        for what, spoil in at_rest.items():
+            with self.campaign.case("disk file", what, [self.node], _CORRUPT) as case:
                 self._round(case, partial(self._while_down, spoil))
                 self._shares(case)
 
@@ -112,13 +112,14 @@ class _Cases:
                 service = self.node.service
                 assert service is not None
                 prompts = self._pushed_out(case)
-                with halted(case, self.node.orders, service, step, partial(self._read, case, prompts[:1])):
+                drive = partial(known, case, self.one, 1) if step == "storing" else partial(self._read, case, prompts)
+                with halted(case, self.node.orders, service, step, drive):
                     ask_all(case, [self.one, self.two], 2)
                     service.kill()
                     ask_all(case, [self.one, self.two], 2)
                 self.node.serve(halting=True)
                 joined(self.node)
-                self._read(case, prompts[1:])
+                self._read(case, prompts)
                 self._shares(case)
 
     def _unusable(self) -> None:
@@ -134,10 +135,11 @@ class _Cases:
             )
         faults["its folder open to others"] = (lambda: blocks.chmod(0o777), lambda: blocks.chmod(0o700))
         for what, (spoil, heal) in faults.items():
-            with self.campaign.case("disk file", what, [self.node], (*_LOST, r"refused")) as case:
+            with self.campaign.case("disk file", what, [self.node], _REFUSED) as case:
                 self._shares(case)
                 self._while_down(spoil)
                 until(lambda: "disk" in str(self.node.stats()["refused"]), "a disk that is not used is not told", 20)
+                case.look([self.node])
                 self._round(case, lambda: None)
                 self._while_down(heal)
                 self._shares(case)
@@ -148,6 +150,23 @@ class _Cases:
         prompts = self._pushed_out(case)
         spoil()
         self._read(case, prompts)
+
+    def _spoil(self, case: Case, spoil: Callable[[], None]) -> None:
+        """Rounds, until something that was spoilt is read: which blocks leave the arena is its own affair."""
+        before = self._bad()
+        for _ in range(6):
+            self._round(case, spoil)
+            if self._bad() > before:
+                return
+
+    def _bad(self) -> int:
+        namespaces = self.node.stats()["namespaces"].values()
+        tiers = [namespace["tiers"]["disk"]["tier"] for namespace in namespaces]
+        return sum(tier.get("corrupt", 0) + tier.get("unreadable", 0) for tier in tiers)
+
+    def _layout(self) -> Layout:
+        with self.path.open("rb") as file:
+            return decode(file.read(PAGE), "disk", self.path)
 
     def _pushed_out(self, case: Case) -> list[list[int]]:
         prompts = known(case, self.one, 4)
@@ -184,13 +203,13 @@ class _Cases:
 
     def _flip_blocks(self) -> None:
         with self.path.open("r+b") as file:
-            layout = decode(file.read(PAGE), "disk", self.path)
+            layout = self._layout()
             for slot in range(layout.slots):
                 _flip(file.fileno(), layout.slot_at(slot) + self._random.randrange(layout.block_bytes))
 
     def _flip_headers(self) -> None:
         with self.path.open("r+b") as file:
-            layout = decode(file.read(PAGE), "disk", self.path)
+            layout = self._layout()
             for slot in range(0, layout.slots, 2):
                 _flip(file.fileno(), layout.header_at(slot) + self._random.randrange(HEADER_BYTES))
 

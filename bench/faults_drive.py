@@ -61,7 +61,7 @@ def ask_all(case: Case, workers: Sequence[Worker], rounds: int, prompts: Sequenc
 
 
 @contextmanager
-def halted(case: Case, orders: Path, process: Process, step: str, drive: Callable[[], None]) -> Iterator[bool]:
+def halted(case: Case, orders: Path, process: Process, step: str, drive: Callable[[], object]) -> Iterator[bool]:
     """Have a process halt at `step` while `drive` (in a thread) makes it come there; whether it did."""
     orders.write_text(step, encoding="utf-8")
     thread = threading.Thread(target=drive, daemon=True)

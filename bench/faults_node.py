@@ -195,7 +195,7 @@ class Node:
 
 
 def flat(stats: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers in nested figures, by their path."""
+    """Numbers in nested figures, by their path; what is `refused` with a reason counts as 1."""
     found: dict[str, float] = {}
     for name, value in stats.items():
         path = f"{prefix}.{name}" if prefix else str(name)
@@ -203,4 +203,6 @@ def flat(stats: dict[str, Any], prefix: str = "") -> dict[str, float]:
             found |= flat(value, path)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[path] = float(value)
+        elif isinstance(value, str) and ".refused." in path:
+            found[path] = 1.0
     return found
