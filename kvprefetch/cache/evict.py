@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from math import inf, nextafter
 from typing import NamedTuple, Protocol, TypeVar
@@ -92,19 +92,14 @@ def by_index(index: Callable[[E_contra, float], float]) -> Callable[[E_contra, D
 def choose_victims(leaves: Iterable[Block], wanted: int, policy: Policy, demand: Demand) -> list[tuple[Block, str]]:
     """The `wanted` blocks to evict with the rule that chose each, children before parents; fewer if too few may go.
 
-    `leaves` are the unreferenced resident blocks without resident children. A parent counts as used when its
-    children were, whoever touched it. Changes nothing. O(leaves + wanted · log leaves).
+    `leaves` are the unreferenced resident blocks without resident children. Changes nothing.
+    O(leaves + wanted · log leaves).
     """
     tie = count()
     heap: list[tuple[int, float, int, str, Block]] = []
-    used: dict[int, float] = {}  # page of a parent → when those of its children that were chosen were used
-
-    def last_use(block: Block) -> float:
-        return max(block.last_used, used.get(block.page, -inf))
 
     def offer(block: Block) -> None:
-        since = last_use(block)
-        rank = policy(block if since == block.last_used else replace(block, last_used=since), demand)
+        rank = policy(block, demand)
         if rank is not None:
             heapq.heappush(heap, (rank.group, rank.age, next(tie), rank.rule, block))
 
@@ -118,8 +113,6 @@ def choose_victims(leaves: Iterable[Block], wanted: int, policy: Policy, demand:
         parent = block.parent
         if parent is None:
             continue
-        if not block.speculative:
-            used[parent.page] = max(last_use(block), used.get(parent.page, -inf))
         left = remaining.get(parent.page, len(parent.children)) - 1
         remaining[parent.page] = left
         if left == 0 and parent.refs == 0:
