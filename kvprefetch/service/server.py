@@ -92,15 +92,14 @@ class Server:
 
     async def start(self) -> list[str]:
         """Listen; returns the addresses. Raises SettingsError, ServiceError."""
-        found, credentials = places(self.settings), server_credentials(self.settings)
-        self._claims = claim_all(found)
-        self._server = self._make()
         try:
+            found, credentials = places(self.settings), server_credentials(self.settings)
+            self._claims = claim_all(found)
+            self._server = self._make()
             self.addresses = _bind(self._server, found, credentials)
             await self._server.start()
-        except ServiceError:
-            await self._server.stop(None)
-            self._release()
+        except BaseException:
+            await self._close(0.0)
             raise
         for name in ("", *_SERVICES):
             await self._health.set(name, HealthCheckResponse.SERVING)
@@ -151,11 +150,12 @@ class Server:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self.book.expire(self.clock())
+            try:
+                self.book.expire(self.clock())
+            except Exception:  # the task's outermost line
+                log.exception("closing overdue hints broke")
 
     async def _end(self) -> None:
-        assert self._server is not None
-        assert self._ticker is not None
         log.info("draining: %d calls in flight", self.calls.in_flight)
         self.calls.is_draining = True
         await self._health.enter_graceful_shutdown()
@@ -163,11 +163,20 @@ class Server:
         self.book.close("the service was ended", self.clock())
         waits = [asyncio.create_task(self.calls.wait_idle()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(waits, timeout=self.settings.service.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*waits, self._ticker):
+        for task in waits:
             task.cancel()
-        await self._server.stop(_LAST_WORDS_S)
-        await self.core.node.close()
-        self._release()
+        await self._close(_LAST_WORDS_S)
+
+    async def _close(self, grace_s: float) -> None:
+        """Everything that is open; the sockets last."""
+        try:
+            if self._ticker is not None:
+                self._ticker.cancel()
+            if self._server is not None:
+                await self._server.stop(grace_s)
+            await self.core.node.close()
+        finally:
+            self._release()
 
     def _release(self) -> None:
         for claim in self._claims:

@@ -246,7 +246,6 @@ def test_contexts_that_a_signal_names_are_preloaded_with_its_kind(stage: Stage) 
     assert [preload.kind for preload in preloads] == ["document_opened"] * 2
     assert [preload.probability for preload in preloads] == [0.25] * 2
     assert not preloads[0].HasField("hold_s")
-    assert worker.of("observed") == []
     for preload in preloads:
         worker.say(preload=PreloadReport(hint=preload.hint, outcome=outcomes_pb2.OUTCOME_WARM))
     until(lambda: stage.counts()["hints"]["outcomes"]["WARM"] == 2, "not counted")
