@@ -15,6 +15,11 @@ def qualified(tenant: str, name: str) -> str:
     return f"{tenant}\x1f{name}" if name else ""
 
 
+def unqualified(name: str) -> str:
+    """The name as its tenant gave it."""
+    return name.partition("\x1f")[2]
+
+
 @dataclass(frozen=True)
 class Context:
     """A prefix of a coming prompt: either `messages` (more will follow) or exact `token_ids`.

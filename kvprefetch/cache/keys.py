@@ -54,6 +54,7 @@ class Fingerprint:
     adapter: str
     block_tokens: int
     layout: str  # name and version of the page layout
+    numerics: str = ""  # what else the last bits depend on: device, attention backend, chunk grid
     tp_rank: int = 0
 
 

@@ -12,6 +12,7 @@ Promises
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Protocol
 
 import grpc
@@ -23,6 +24,7 @@ from kvprefetch.v1 import cache_pb2, cache_pb2_grpc
 
 LOOKUP_S = 0.05
 """Law 1: a look-up waits no longer."""
+_MOST_SESSION = 200  # bytes
 TAKEN = 0xFFFFFFFF
 """In place of a slot: somebody holds or writes that block already."""
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -31,6 +33,10 @@ _UNKNOWN = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
 class LookupTimedOut(ServiceUnavailable):
     """It did not answer in time."""
+
+
+class CallRefused(ServiceUnavailable):
+    """What was asked can never be done: asking again is of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +84,19 @@ class CacheClient:
         lease: bool = True,
         wait_s: float = 0.0,
         timeout_s: float = LOOKUP_S,
+        hold_s: float | None = None,
     ) -> Answer:
-        """The longest prefix that the arena holds. Raises ServiceUnavailable, LookupTimedOut after `timeout_s`."""
+        """The longest prefix that the arena holds. Raises ServiceUnavailable, LookupTimedOut after `timeout_s`.
+
+        `hold_s`: nobody has asked for it yet; what is brought from further away is charged as speculation.
+        """
         request = cache_pb2.LookupRequest(
             instance=self.instance,
             tenant=tenant,
-            session=session,
+            session=short(session),
             keys=b"".join(keys),
+            speculative=hold_s is not None,
+            hold_s=hold_s or 0.0,
             lease=lease,
             wait_ms=int(1000 * min(wait_s, timeout_s)),
         )
@@ -104,7 +116,7 @@ class CacheClient:
         request = cache_pb2.ReserveRequest(
             instance=self.instance,
             tenant=tenant,
-            session=session,
+            session=short(session),
             parent=parent,
             keys=b"".join(keys),
             speculative=speculative_s is not None,
@@ -148,7 +160,8 @@ class CacheClient:
             call = method.future(request)  # without a deadline: cancelled, it might be granted all the same
             reply = call.result(timeout=timeout_s)
         except grpc.FutureTimeoutError as error:
-            self.breaker.failed(self.clock())
+            if timeout_s >= LOOKUP_S:  # who waits for less learns nothing that others should go by
+                self.breaker.failed(self.clock())
             call.add_done_callback(lambda done: late(done.result()) if done.code() is grpc.StatusCode.OK else None)
             raise LookupTimedOut(f"the cache service did not answer within {timeout_s} s") from error
         except grpc.RpcError as error:
@@ -159,11 +172,18 @@ class CacheClient:
                 self.breaker.succeeded()
             if code in (*_GONE, *_UNKNOWN, grpc.StatusCode.CANCELLED):
                 raise ServiceUnavailable(f"the cache service: {error.details()}") from error
-            raise ServiceUnavailable(f"the cache service refused: {code.name}: {error.details()}") from error
+            refusal = CallRefused if code is grpc.StatusCode.INVALID_ARGUMENT else ServiceUnavailable
+            raise refusal(f"the cache service refused: {code.name}: {error.details()}") from error
         except (ValueError, grpc.FutureCancelledError) as error:  # what gRPC raises on a closed channel
             raise Closed("the connection is closed") from error
         self.breaker.succeeded()
         return reply
+
+
+def short(session: str) -> str:
+    """The session's name, or where it is too long for the wire, a hash of it."""
+    raw = session.encode("utf-8", "replace")
+    return session if len(raw) <= _MOST_SESSION else sha256(raw).hexdigest()
 
 
 def _forget(*, lease: int = 0, reservation: int = 0) -> None:

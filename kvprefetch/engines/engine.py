@@ -105,7 +105,9 @@ def open_engine(model: str | LoadedModel, settings: Settings) -> TransformersEng
         loaded=loaded,
         shape=shape,
         pool=pool,
-        fingerprint=fingerprint(loaded.model, shape),
+        fingerprint=fingerprint(
+            loaded.model, shape, numerics=f"{loaded.device.type} {backend_name} {settings.engine.chunk_tokens}"
+        ),
         backend_name=backend_name,
         backend=backend,
         chunk_tokens=settings.engine.chunk_tokens,

@@ -15,7 +15,7 @@ from kvprefetch.tiers.device import LAYOUT, PageShape
 _IRRELEVANT = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "attn_implementation"}
 
 
-def fingerprint(model: Any, shape: PageShape, adapter: str = "") -> Fingerprint:
+def fingerprint(model: Any, shape: PageShape, adapter: str = "", numerics: str = "") -> Fingerprint:
     """Hash all weights and name everything else that changes a page. Reads every weight once."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in _IRRELEVANT}
     return Fingerprint(
@@ -27,6 +27,7 @@ def fingerprint(model: Any, shape: PageShape, adapter: str = "") -> Fingerprint:
         adapter=adapter,
         block_tokens=shape.block_tokens,
         layout=LAYOUT,
+        numerics=numerics,
     )
 
 

@@ -45,7 +45,12 @@ class CacheService:
         lease_for = worker.instance if request.lease else None
         try:
             found = await worker.shelf.look_up(
-                request.keys, request.tenant, request.session, lease_for=lease_for, wait_s=wait_s
+                request.keys,
+                request.tenant,
+                request.session,
+                lease_for=lease_for,
+                wait_s=wait_s,
+                hold_s=_seconds(request.hold_s) if request.speculative else None,
             )
         except NotPresent as error:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, error)
@@ -105,7 +110,10 @@ class CacheService:
 
     # -- within ----------------------------------------------------------------------------------------
     async def _worker(self, instance: bytes, context: Context) -> Worker:
-        """The connected worker that calls."""
+        """The connected worker that calls, and still waits for an answer."""
+        left_s = context.time_remaining()
+        if left_s is not None and left_s <= 0:  # what it is granted now would be nobody's
+            await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the call has waited here for too long")
         worker = self.registry.get(instance)
         if worker is None:
             text = f"worker {instance[:4].hex()} is not registered (any more): open a Workers.Work stream first"

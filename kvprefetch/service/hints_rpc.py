@@ -72,16 +72,19 @@ class HintsService(hints_pb2_grpc.HintsServicer):
         if age_s > self.settings.speculation.hold_s:
             allowance.stale += 1
             return pb.SignalReply()
-        contexts = [self._content(tenant, each, now) for each in request.contexts]
+        contexts = [self._whole(tenant, each, now) for each in request.contexts]
         self.book.make_room(tenant, len(contexts), sum(each.ByteSize() for each in contexts))
         for each in contexts:
             self.book.resolve_model(each.model)
+        for each in contexts:
+            self._remember(tenant, each, now)
         known = request.kind in allowance.kinds or len(allowance.kinds) < _KINDS
         allowance.kinds[request.kind if known else "other"] += 1
         if request.kind == SESSION_ENDED:
             self._end_session(tenant, request.session, now)
-        elif not contexts:
-            self._observe(tenant, request.session, request.kind, set())
+        else:
+            about = next((each.name for each in contexts if each.name), "")
+            self._observe(tenant, request.session, request.kind, set(), about)
         for each in contexts:
             self._preload_for(request, each, tenant, now)
         return pb.SignalReply()
@@ -121,27 +124,37 @@ class HintsService(hints_pb2_grpc.HintsServicer):
             return self.book.find(tenant, request.follow)
         now = self.clock()
         _check_numbers(request)
+        content = self._whole(tenant, request.context, now)
+        self.book.make_room(tenant, 1, content.ByteSize())
+        self.book.resolve_model(content.model)
+        self._remember(tenant, content, now)
         preload = Preload(
             session=_word(request.session, "session"),
-            context=self._content(tenant, request.context, now),
+            context=content,
             probability=request.probability,
             expected_in_s=request.expected_in_s,
         )
         return self.book.issue(tenant, preload, now, request.hold_s if request.HasField("hold_s") else None)
 
-    def _content(self, tenant: str, context: pb.Context, now: float) -> pb.Context:
-        """The context itself, where only its name is given; and remember one that has both."""
+    def _whole(self, tenant: str, context: pb.Context, now: float) -> pb.Context:
+        """A copy of the context, its content recalled where only its name is given.
+
+        A part of a request would keep all of it in memory.
+        """
         _word(context.name, "name")
-        names = self._allowance(tenant).names
+        whole = pb.Context()
         if context.name and not context.messages and not context.token_ids:
-            known = pb.Context()
-            known.CopyFrom(names.recall(context.name, now))
-            known.model = context.model or known.model
-            return known
-        _check_content(context)
+            whole.CopyFrom(self._allowance(tenant).names.recall(context.name, now))
+            whole.model = context.model or whole.model
+        else:
+            _check_content(context)
+            whole.CopyFrom(context)
+        return whole
+
+    def _remember(self, tenant: str, context: pb.Context, now: float) -> None:
+        """Keep what has a name. Raises LimitExceeded."""
         if context.name:
-            names.remember(context.name, context, now)
-        return context
+            self._allowance(tenant).names.remember(context.name, context, now)
 
     def _preload_for(self, request: pb.SignalRequest, context: pb.Context, tenant: str, now: float) -> None:
         """A context that a signal names."""
@@ -159,13 +172,13 @@ class HintsService(hints_pb2_grpc.HintsServicer):
             self.book.cancel(hint, "the session ended", now)
         self.book.workers.session_ended(tenant, session)
 
-    def _observe(self, tenant: str, session: str, kind: str, also: set[bytes]) -> None:
+    def _observe(self, tenant: str, session: str, kind: str, also: set[bytes], about: str = "") -> None:
         """Tell the session's likely workers, one of each model, for their predictors."""
         if not session:
             return
         workers = self.book.workers
         likely = {workers.expected_at(tenant, session, model) for model in workers.models()}
-        message = ServiceMessage(observed=Observed(tenant=tenant, session=session, kind=kind))
+        message = ServiceMessage(observed=Observed(tenant=tenant, session=session, kind=kind, about=about))
         for worker in also | {worker for worker in likely if worker}:
             workers.send(worker, message)
 
@@ -218,6 +231,8 @@ def _check_signal(request: pb.SignalRequest) -> None:
 
 
 def _check_content(context: pb.Context) -> None:
+    if context.adapter:
+        raise InvalidRequest("no worker serves adapters")
     if bool(context.messages) == bool(context.token_ids):
         raise InvalidRequest("a context has either messages or token_ids, or else the name of one given before")
     for what, text, sign in (

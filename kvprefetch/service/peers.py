@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 
 from kvprefetch.cache.keys import BlockKey
-from kvprefetch.client.channel import Endpoint, endpoint, open_async_channel
+from kvprefetch.client.channel import Endpoint, endpoint, host_and_port, open_async_channel
 from kvprefetch.errors import SettingsError, TierUnavailable
 from kvprefetch.service.frames import keep_memory, unpack
 from kvprefetch.service.lane import Clock, Pace
@@ -95,6 +95,7 @@ class Peers:
     async def _node(self, address: str) -> tuple[Endpoint, grpc.aio.Channel, Breaker]:
         node = self._nodes.get(address)
         if node is None:
+            host_and_port(address, address)  # whoever writes to Redis may not have our token sent in the clear
             end = endpoint(address, self.settings.peer_token, ca=self.settings.peer_ca)
             node = self._nodes[address] = end, open_async_channel(end), Breaker()
             if len(self._nodes) > _MOST_NODES:

@@ -40,6 +40,7 @@ class Job:
     keys: Sequence[BlockKey]
     parent: BlockKey
     tenant: str
+    hold_s: float | None = None  # it is brought as speculation, to keep its place for so long; None: somebody waits
     done: int = 0  # leading keys that the arena has now
     coming: int = 0  # keys after those that are being brought; meaningful once `is_known`
     tier: str = ""  # where the next comes from
@@ -95,10 +96,14 @@ class Promoter:
         self._is_closed = False
         leases.returned(owner.instance, (), ())  # this process is there, too
 
-    def want(self, keys: Sequence[BlockKey], parent: BlockKey, tenant: str) -> Job | None:
-        """The job that brings what begins with `keys[0]`, which the arena has not; None: there is nothing to bring."""
+    def want(self, keys: Sequence[BlockKey], parent: BlockKey, tenant: str, hold_s: float | None = None) -> Job | None:
+        """The job that brings what begins with `keys[0]`, which the arena has not; None: there is nothing to bring.
+
+        `hold_s`: as speculation, unless somebody who waits for it joins.
+        """
         job = self._jobs.get(keys[0])
         if job is not None:
+            job.hold_s = None if hold_s is None else job.hold_s
             return job
         now = self.clock()
         if self._is_closed or not self.sources or now - self._nothing.get(keys[0], -inf) < _REMEMBER_S:
@@ -106,7 +111,7 @@ class Promoter:
         if len(self._tasks) >= MOST_JOBS:
             self.counters["refused_busy"] += 1
             return None
-        job = self._jobs[keys[0]] = Job(keys, parent, tenant)
+        job = self._jobs[keys[0]] = Job(keys, parent, tenant, hold_s)
         task = asyncio.get_running_loop().create_task(self._run(job))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -178,7 +183,11 @@ class Promoter:
         batch = job.keys[first : first + size]
         parent = job.keys[first - 1] if first else job.parent
         try:
-            number, blocks = self.leases.reserve(self.owner, parent, batch, job.tenant, now=self.clock())
+            now = self.clock()
+            until = None if job.hold_s is None else now + job.hold_s
+            number, blocks = self.leases.reserve(
+                self.owner, parent, batch, job.tenant, now=now, speculative_until=until
+            )
         except LimitExceeded:
             self.counters["refused_busy"] += 1
             return False

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvprefetch.cache.block import Block, Hold
-from kvprefetch.cache.chains import Run
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.service.announcer import Announcer
 from kvprefetch.service.frames import Sealed, most_blocks, pack
@@ -104,7 +103,14 @@ class Shelf:
 
     # -- what workers ask for --------------------------------------------------------------------------
     async def look_up(
-        self, packed: bytes, tenant: str, session: str, *, lease_for: bytes | None, wait_s: float = 0.0
+        self,
+        packed: bytes,
+        tenant: str,
+        session: str,
+        *,
+        lease_for: bytes | None,
+        wait_s: float = 0.0,
+        hold_s: float | None = None,
     ) -> Found:
         """The leading blocks that the arena holds, on lease for the worker `lease_for`; None: only counted.
 
@@ -114,9 +120,10 @@ class Shelf:
         run, asked = self.host.longest(packed), len(packed) // 32
         coming = Coming()
         if run.count < asked and self.promoter.sources:
-            job = self._want(packed, run.count, tenant)
+            job = self._want(packed, run.count, tenant, hold_s)
             if job is not None and wait_s > 0:
-                run, job = await self._wait(packed, run, job, tenant, min(wait_s, LONGEST_WAIT_S))
+                job = await self._wait(packed, job, tenant, min(wait_s, LONGEST_WAIT_S), hold_s)
+                run = self.host.longest(packed)  # what was found before may be gone: nothing held it
             coming = self.promoter.coming(job, asked - run.count)
         lease = 0
         if run.count and lease_for is not None:
@@ -248,24 +255,26 @@ class Shelf:
         self.host.close()
 
     # -- within ----------------------------------------------------------------------------------------
-    def _want(self, packed: bytes, found: int, tenant: str) -> Job | None:
+    def _want(self, packed: bytes, found: int, tenant: str, hold_s: float | None) -> Job | None:
         rest = split(packed[found * 32 :])
         parent = packed[(found - 1) * 32 : found * 32] if found else b""
-        return self.promoter.want(rest, parent, tenant)
+        return self.promoter.want(rest, parent, tenant, hold_s)
 
-    async def _wait(self, packed: bytes, run: Run, job: Job, tenant: str, wait_s: float) -> tuple[Run, Job | None]:
+    async def _wait(self, packed: bytes, job: Job, tenant: str, wait_s: float, hold_s: float | None) -> Job | None:
         """Until all is there, nothing more comes, or the time is over."""
         self.counts.waited += 1
         until, asked = self.clock() + wait_s, len(packed) // 32
         current: Job | None = job
-        while current is not None and run.count < asked:
+        while current is not None:
             left = until - self.clock()
             if left <= 0 or not await current.change(left):
                 break
-            run = self.host.longest(packed)
-            if current.is_over and run.count < asked:
-                current = self._want(packed, run.count, tenant)
-        return run, current
+            found = self.host.longest(packed).count
+            if found >= asked:
+                break
+            if current.is_over:
+                current = self._want(packed, found, tenant, hold_s)
+        return current
 
     def _count(self, packed: bytes, found: int, asked: int, coming_from: str) -> None:
         self.counts.lookups += 1

@@ -24,37 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvprefetch/v1/cache.proto\x12\rkvprefetch.v1\"p\n\rLookupRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\r\n\x05lease\x18\x05 \x01(\x08\x12\x0f\n\x07wait_ms\x18\x06 \x01(\r\"X\n\x0bLookupReply\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\x0c\x12\r\n\x05\x66ound\x18\x03 \x01(\r\x12\x0e\n\x06\x63oming\x18\x04 \x01(\r\x12\x0c\n\x04tier\x18\x05 \x01(\t\"\x86\x01\n\x0eReserveRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\x0c\x12\x0c\n\x04keys\x18\x05 \x01(\x0c\x12\x13\n\x0bspeculative\x18\x06 \x01(\x08\x12\x0e\n\x06hold_s\x18\x07 \x01(\x01\"2\n\x0cReserveReply\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\x0c\"I\n\rCommitRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x11\n\tchecksums\x18\x03 \x01(\x0c\" \n\x0b\x43ommitReply\x12\x11\n\tcommitted\x18\x01 \x01(\r\"Y\n\x0eReleaseRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0e\n\x06leases\x18\x02 \x03(\x04\x12\x14\n\x0creservations\x18\x03 \x03(\x04\x12\x0f\n\x07\x63orrupt\x18\x04 \x01(\x0c\"\x0e\n\x0cReleaseReply\".\n\x0bReadRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"\x15\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"M\n\nPinRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\x12\x0e\n\x06hold_s\x18\x04 \x01(\x01\"\x1a\n\x08PinReply\x12\x0e\n\x06pinned\x18\x01 \x01(\r2\x94\x03\n\x05\x43\x61\x63he\x12\x42\n\x06Lookup\x12\x1c.kvprefetch.v1.LookupRequest\x1a\x1a.kvprefetch.v1.LookupReply\x12\x45\n\x07Reserve\x12\x1d.kvprefetch.v1.ReserveRequest\x1a\x1b.kvprefetch.v1.ReserveReply\x12\x42\n\x06\x43ommit\x12\x1c.kvprefetch.v1.CommitRequest\x1a\x1a.kvprefetch.v1.CommitReply\x12\x45\n\x07Release\x12\x1d.kvprefetch.v1.ReleaseRequest\x1a\x1b.kvprefetch.v1.ReleaseReply\x12:\n\x04Read\x12\x1a.kvprefetch.v1.ReadRequest\x1a\x14.kvprefetch.v1.Frame0\x01\x12\x39\n\x03Pin\x12\x19.kvprefetch.v1.PinRequest\x1a\x17.kvprefetch.v1.PinReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvprefetch/v1/cache.proto\x12\rkvprefetch.v1\"\x95\x01\n\rLookupRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\r\n\x05lease\x18\x05 \x01(\x08\x12\x13\n\x0bspeculative\x18\x07 \x01(\x08\x12\x0e\n\x06hold_s\x18\x08 \x01(\x01\x12\x0f\n\x07wait_ms\x18\x06 \x01(\r\"X\n\x0bLookupReply\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\x0c\x12\r\n\x05\x66ound\x18\x03 \x01(\r\x12\x0e\n\x06\x63oming\x18\x04 \x01(\r\x12\x0c\n\x04tier\x18\x05 \x01(\t\"\x86\x01\n\x0eReserveRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\x0c\x12\x0c\n\x04keys\x18\x05 \x01(\x0c\x12\x13\n\x0bspeculative\x18\x06 \x01(\x08\x12\x0e\n\x06hold_s\x18\x07 \x01(\x01\"2\n\x0cReserveReply\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\x0c\"I\n\rCommitRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x11\n\tchecksums\x18\x03 \x01(\x0c\" \n\x0b\x43ommitReply\x12\x11\n\tcommitted\x18\x01 \x01(\r\"Y\n\x0eReleaseRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0e\n\x06leases\x18\x02 \x03(\x04\x12\x14\n\x0creservations\x18\x03 \x03(\x04\x12\x0f\n\x07\x63orrupt\x18\x04 \x01(\x0c\"\x0e\n\x0cReleaseReply\".\n\x0bReadRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"\x15\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"M\n\nPinRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\x12\x0e\n\x06hold_s\x18\x04 \x01(\x01\"\x1a\n\x08PinReply\x12\x0e\n\x06pinned\x18\x01 \x01(\r2\x94\x03\n\x05\x43\x61\x63he\x12\x42\n\x06Lookup\x12\x1c.kvprefetch.v1.LookupRequest\x1a\x1a.kvprefetch.v1.LookupReply\x12\x45\n\x07Reserve\x12\x1d.kvprefetch.v1.ReserveRequest\x1a\x1b.kvprefetch.v1.ReserveReply\x12\x42\n\x06\x43ommit\x12\x1c.kvprefetch.v1.CommitRequest\x1a\x1a.kvprefetch.v1.CommitReply\x12\x45\n\x07Release\x12\x1d.kvprefetch.v1.ReleaseRequest\x1a\x1b.kvprefetch.v1.ReleaseReply\x12:\n\x04Read\x12\x1a.kvprefetch.v1.ReadRequest\x1a\x14.kvprefetch.v1.Frame0\x01\x12\x39\n\x03Pin\x12\x19.kvprefetch.v1.PinRequest\x1a\x17.kvprefetch.v1.PinReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvprefetch.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOOKUPREQUEST']._serialized_start=44
-  _globals['_LOOKUPREQUEST']._serialized_end=156
-  _globals['_LOOKUPREPLY']._serialized_start=158
-  _globals['_LOOKUPREPLY']._serialized_end=246
-  _globals['_RESERVEREQUEST']._serialized_start=249
-  _globals['_RESERVEREQUEST']._serialized_end=383
-  _globals['_RESERVEREPLY']._serialized_start=385
-  _globals['_RESERVEREPLY']._serialized_end=435
-  _globals['_COMMITREQUEST']._serialized_start=437
-  _globals['_COMMITREQUEST']._serialized_end=510
-  _globals['_COMMITREPLY']._serialized_start=512
-  _globals['_COMMITREPLY']._serialized_end=544
-  _globals['_RELEASEREQUEST']._serialized_start=546
-  _globals['_RELEASEREQUEST']._serialized_end=635
-  _globals['_RELEASEREPLY']._serialized_start=637
-  _globals['_RELEASEREPLY']._serialized_end=651
-  _globals['_READREQUEST']._serialized_start=653
-  _globals['_READREQUEST']._serialized_end=699
-  _globals['_FRAME']._serialized_start=701
-  _globals['_FRAME']._serialized_end=722
-  _globals['_PINREQUEST']._serialized_start=724
-  _globals['_PINREQUEST']._serialized_end=801
-  _globals['_PINREPLY']._serialized_start=803
-  _globals['_PINREPLY']._serialized_end=829
-  _globals['_CACHE']._serialized_start=832
-  _globals['_CACHE']._serialized_end=1236
+  _globals['_LOOKUPREQUEST']._serialized_start=45
+  _globals['_LOOKUPREQUEST']._serialized_end=194
+  _globals['_LOOKUPREPLY']._serialized_start=196
+  _globals['_LOOKUPREPLY']._serialized_end=284
+  _globals['_RESERVEREQUEST']._serialized_start=287
+  _globals['_RESERVEREQUEST']._serialized_end=421
+  _globals['_RESERVEREPLY']._serialized_start=423
+  _globals['_RESERVEREPLY']._serialized_end=473
+  _globals['_COMMITREQUEST']._serialized_start=475
+  _globals['_COMMITREQUEST']._serialized_end=548
+  _globals['_COMMITREPLY']._serialized_start=550
+  _globals['_COMMITREPLY']._serialized_end=582
+  _globals['_RELEASEREQUEST']._serialized_start=584
+  _globals['_RELEASEREQUEST']._serialized_end=673
+  _globals['_RELEASEREPLY']._serialized_start=675
+  _globals['_RELEASEREPLY']._serialized_end=689
+  _globals['_READREQUEST']._serialized_start=691
+  _globals['_READREQUEST']._serialized_end=737
+  _globals['_FRAME']._serialized_start=739
+  _globals['_FRAME']._serialized_end=760
+  _globals['_PINREQUEST']._serialized_start=762
+  _globals['_PINREQUEST']._serialized_end=839
+  _globals['_PINREPLY']._serialized_start=841
+  _globals['_PINREPLY']._serialized_end=867
+  _globals['_CACHE']._serialized_start=870
+  _globals['_CACHE']._serialized_end=1274
 # @@protoc_insertion_point(module_scope)

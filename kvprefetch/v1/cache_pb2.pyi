@@ -7,20 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LookupRequest(_message.Message):
-    __slots__ = ("instance", "tenant", "session", "keys", "lease", "wait_ms")
+    __slots__ = ("instance", "tenant", "session", "keys", "lease", "speculative", "hold_s", "wait_ms")
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    SPECULATIVE_FIELD_NUMBER: _ClassVar[int]
+    HOLD_S_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     instance: bytes
     tenant: str
     session: str
     keys: bytes
     lease: bool
+    speculative: bool
+    hold_s: float
     wait_ms: int
-    def __init__(self, instance: _Optional[bytes] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., keys: _Optional[bytes] = ..., lease: bool = ..., wait_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, instance: _Optional[bytes] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., keys: _Optional[bytes] = ..., lease: bool = ..., speculative: bool = ..., hold_s: _Optional[float] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class LookupReply(_message.Message):
     __slots__ = ("lease", "slots", "found", "coming", "tier")

@@ -42,6 +42,11 @@ class Prefetch:
         self._cancel(self)
 
     @property
+    def is_done(self) -> bool:
+        """Whether it has its outcome."""
+        return self._done.is_set()
+
+    @property
     def use(self) -> Use | None:
         """What it was good for; None while open."""
         return self.job.ticket.use if self.job else None
@@ -118,7 +123,7 @@ class Hints:
                 report(handle)
 
         def start() -> None:
-            because = _SIGNAL + self._known(kind) if kind else "hint"
+            because = _SIGNAL + self._word(kind) if kind else "hint"
             job = self._job(
                 context, qualified(self.tenant, session), probability, expected_in_s, hold, because, resolved
             )
@@ -250,11 +255,16 @@ class Hints:
         return self._known(kind)
 
     def _known(self, kind: str) -> str:
-        """Count a signal; returns its kind, or "other" where there are too many kinds to tell apart."""
+        """Count a signal; returns its kind, as `_word` has it."""
+        known = self._word(kind)
         with self._lock:
-            known = kind if kind in self._signals or len(self._signals) < _KINDS else "other"
             self._signals[known] += 1
-            return known
+        return known
+
+    def _word(self, kind: str) -> str:
+        """The kind, or "other" where there are too many to tell apart."""
+        with self._lock:
+            return kind if kind in self._signals or len(self._signals) < _KINDS else "other"
 
     def _end_session(self, session: str) -> None:
         worker, now = self.worker, self.worker.clock()

@@ -15,14 +15,14 @@ import torch
 
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.client.remote import LOOKUP_S, CacheClient, LookupTimedOut
-from kvprefetch.errors import Closed, ServiceUnavailable
+from kvprefetch.errors import Closed, ServiceUnavailable, TierError
 from kvprefetch.outcomes import MissReason
 from kvprefetch.tiers.arena import ArenaFile
 from kvprefetch.tiers.device import DevicePool
 
 log = logging.getLogger(__name__)
 _MOST_KEYS = 16_384  # of one look-up; half a million tokens
-_STEP_S = 0.02  # what a speculative step may wait for a look-up
+_STEP_S = 0.01  # what a speculative step may wait for a look-up
 
 
 @dataclass(eq=False)
@@ -53,15 +53,18 @@ class Host:
         self.arena: ArenaFile | None = None  # set when registered, exchanged when the service made a new one
         self.verify = True
         self.release = release  # gives a lease back, in the background
-        self.counts = {"loaded": 0, "corrupt": 0, "unavailable": 0, "timed_out": 0}
+        self.counts = {"loaded": 0, "corrupt": 0, "unavailable": 0, "timed_out": 0, "replaced": 0}
         self.leases: set[int] = set()  # taken and not yet given back
         self._views: dict[int, memoryview] = {}
         self._registered: tuple[ArenaFile | None, torch.Tensor | None] = (None, None)  # pinned for the device
+        self._retired: list[torch.Tensor] = []  # of earlier arenas, still pinned
 
-    def attached(self, arena: ArenaFile) -> None:
+    def attach(self, arena: ArenaFile) -> None:
         """Read from this arena from now on. For the station's thread."""
-        if self.pool.device.type == "cuda":
-            self._registered = (arena, register(arena))
+        if self.pool.device.type == "cuda" and arena is not self._registered[0]:
+            old, self._registered = self._registered[1], (arena, register(arena))
+            if old is not None:
+                self._retired.append(old)
         self.arena = arena
 
     # -- for any thread --------------------------------------------------------------------------------
@@ -90,12 +93,22 @@ class Host:
             found = again
         return found
 
-    def _ask(self, tenant: str, session: str, keys: Sequence[BlockKey], wait_s: float, timeout_s: float) -> Found:
+    def _ask(
+        self,
+        tenant: str,
+        session: str,
+        keys: Sequence[BlockKey],
+        wait_s: float,
+        timeout_s: float,
+        hold_s: float | None = None,
+    ) -> Found:
         arena = self.arena
         if arena is None:
             return Found(keys, failed=MissReason.UNAVAILABLE)
         try:
-            answer = self.client.look_up(tenant, session, keys[:_MOST_KEYS], wait_s=wait_s, timeout_s=timeout_s)
+            answer = self.client.look_up(
+                tenant, session, keys[:_MOST_KEYS], wait_s=wait_s, timeout_s=timeout_s, hold_s=hold_s
+            )
         except LookupTimedOut:
             self.counts["timed_out"] += 1
             return Found(keys, failed=MissReason.TIMED_OUT)
@@ -104,18 +117,24 @@ class Host:
             return Found(keys, failed=MissReason.UNAVAILABLE)
         if answer.lease:
             self.leases.add(answer.lease)
+        if self.arena is not arena:  # the answer may be of a service whose arena is another one
+            self.counts["replaced"] += 1
+            self.release(Found(keys, lease=answer.lease))
+            return Found(keys, failed=MissReason.UNAVAILABLE)
         return Found(keys, answer.slots, answer.lease, arena, coming=answer.coming)
 
-    def peek(self, tenant: str, session: str, keys: Sequence[BlockKey]) -> int:
+    def peek(self, tenant: str, session: str, keys: Sequence[BlockKey], hold_s: float) -> int:
         """How many leading keys the arena holds, as far as anybody knows. What is further away is sent for."""
         try:
-            return self.client.look_up(tenant, session, keys[:_MOST_KEYS], lease=False).found if self.arena else 0
+            if self.arena is None:
+                return 0
+            return self.client.look_up(tenant, session, keys[:_MOST_KEYS], lease=False, hold_s=hold_s).found
         except (ServiceUnavailable, Closed):
             return 0
 
-    def find(self, tenant: str, session: str, keys: Sequence[BlockKey]) -> Found:
+    def find(self, tenant: str, session: str, keys: Sequence[BlockKey], hold_s: float) -> Found:
         """As `look_up`, for a speculative step: it waits for nothing that is further away."""
-        return self._ask(tenant, session, keys, 0.0, _STEP_S)
+        return self._ask(tenant, session, keys, 0.0, _STEP_S, hold_s)
 
     # -- for the loop's thread -------------------------------------------------------------------------
     def load(self, found: Found, first: int, pages: Sequence[int]) -> int:
@@ -124,10 +143,18 @@ class Host:
         Fewer than pages: the next one was bad, and `found.failed` says so.
         """
         assert found.arena is not None
+        while self._retired:  # only this thread copies
+            unregister(self._retired.pop())
         copy = self._to_host if self.pool.device.type == "cpu" else self._to_device
         for done, page in enumerate(pages):
             slot = found.slots[first + done]
-            if not copy(found.arena, slot, found.keys[first + done], page):
+            try:
+                is_good = copy(found.arena, slot, found.keys[first + done], page)
+            except TierError as error:
+                log.warning("the arena cannot be read: %s", error)
+                found.failed = MissReason.UNAVAILABLE
+                return done
+            if not is_good:
                 self.counts["corrupt"] += 1
                 found.failed, found.bad_slot = MissReason.CORRUPT, slot
                 log.warning("a block of the arena was damaged or replaced (slot %d); it is computed again", slot)
@@ -141,6 +168,14 @@ class Host:
         if view is None:
             view = self._views[page] = page_bytes(self.pool.tensor[page])
         return view
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        self.arena = None
+        retired = [*self._retired, *([self._registered[1]] if self._registered[1] is not None else [])]
+        self._retired, self._registered = [], (None, None)
+        for whole in retired:
+            unregister(whole)
 
     # -- within ----------------------------------------------------------------------------------------
     def _to_host(self, arena: ArenaFile, slot: int, key: BlockKey, page: int) -> bool:
@@ -175,9 +210,16 @@ def page_bytes(tensor: torch.Tensor) -> memoryview:
 def register(arena: ArenaFile) -> torch.Tensor | None:
     """All slots as a tensor `[bytes]` that a GPU reads without staging, or None where the driver does not allow it."""
     whole = torch.frombuffer(arena.buffer, dtype=torch.uint8)
-    error = torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0)
+    error = torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0)  # type: ignore[no-untyped-call]
     if error.value == 0:
         log.info("the arena is registered with CUDA: %d bytes", whole.nbytes)
         return whole
     log.warning("the arena cannot be registered with CUDA (%s); its blocks are staged", error)
     return None
+
+
+def unregister(whole: torch.Tensor) -> None:
+    """Let go of what `register` gave. No copy may be under way."""
+    error = torch.cuda.cudart().cudaHostUnregister(whole.data_ptr())  # type: ignore[no-untyped-call]
+    if error.value != 0:
+        log.warning("an arena stays pinned (%s)", error)

@@ -50,7 +50,7 @@ class Link:
         self.client = CacheClient(channel, self.instance, clock, self._give_back_unwanted)
         self.host = Host(self.client, pool, clock, self._give_back)
         self.host.verify = verify
-        self._mapped: tuple[str, int] | None = None  # path and inode of the arena
+        self._mapped: tuple[str, int, ArenaFile] | None = None  # path and inode of the arena
         self._returned: deque[_Returned] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -62,15 +62,16 @@ class Link:
         self.offloader = Offloader(pool, self.host, self.client, self.clock, post, is_live)
         self._thread.start()
 
+    def detach(self) -> None:
+        """Nothing is looked up or written until the service has this worker (again): its arena may be another one."""
+        self.host.arena = None
+
     def registered(self, path: str, namespace: str, is_new_service: bool) -> None:
         """The service has this worker, and its arena lies there. Raises TierError where it cannot be mapped."""
         file = os.stat(path).st_ino if os.path.exists(path) else 0
-        if self.host.arena is None or self._mapped != (path, file):
-            self.host.attached(ArenaFile.attach(path, namespace))  # the old one goes when nobody copies from it
-            self._mapped = path, file
-        if is_new_service:
-            self._returned.clear()  # their leases went with the service
-            self.host.leases.clear()
+        if self._mapped is None or self._mapped[:2] != (path, file):
+            self._mapped = path, file, ArenaFile.attach(path, namespace)  # the old one goes when nobody copies from it
+        self.host.attach(self._mapped[2])
         self.offloader.resume(refill=is_new_service)
 
     def stats(self) -> dict[str, Any]:
@@ -100,6 +101,7 @@ class Link:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.host.close()
 
     def leases(self) -> list[int]:
         """Leases that copies are made from, or that were not given back yet."""
@@ -118,14 +120,16 @@ class Link:
             self._wake.set()
 
     def _run(self) -> None:
-        try:
-            while not self._closing or self._returned:
-                self._wake.wait()
-                self._wake.clear()
+        while not self._closing or self._returned:
+            self._wake.wait()
+            self._wake.clear()
+            try:
                 if not self._release_all() and self._closing:
                     return
-        except Exception:  # the thread's outermost line
-            log.exception("leases are not given back any more until this worker registers again")
+            except Exception:  # the thread's outermost line
+                log.exception("leases could not be given back")
+                if self._closing:
+                    return
 
     def _release_all(self) -> bool:
         """Whether the service took them; else it is asked again soon."""
@@ -144,8 +148,7 @@ class Link:
                 self._pause.wait(_RETRY_S)
                 self._wake.set()
                 return False
-            for given in batch:
+            for given in batch:  # nobody else takes any away
                 self.host.leases.discard(given.lease)
-                if given in self._returned:
-                    self._returned.remove(given)
+                self._returned.popleft()
         return True

@@ -22,7 +22,7 @@ from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.slices import prefill_slices
 from kvprefetch.worker.foresight import Foresight, turn_kind
 from kvprefetch.worker.link import Link
-from kvprefetch.worker.loading import Loader
+from kvprefetch.worker.loading import ALONE_S, BESIDE_S, Loader
 from kvprefetch.worker.request import FinishReason, LiveRequest
 
 Finished = Callable[[LiveRequest], None]
@@ -141,7 +141,7 @@ class LiveQueue:
             found = request.found
             assert found is not None
             before = request.sequence.shared
-            if self.loader.step(request.sequence, found, now, is_waited_for=others):
+            if self.loader.step(request.sequence, found, now, budget_s=BESIDE_S if others else ALONE_S):
                 lost = found.blocks - request.sequence.shared
                 if lost > 0:
                     self.ledger.note_not_loaded(lost, found.failed or MissReason.TIMED_OUT)

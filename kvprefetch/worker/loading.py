@@ -6,7 +6,8 @@ from kvprefetch.cache.sequence import PagedSequence
 from kvprefetch.plan.rates import Line, Rates
 from kvprefetch.worker.host import Found, Host
 
-_STEP_S, _ALONE_S = 0.005, 0.02  # copying in one go: while others decode, and alone
+BESIDE_S, AHEAD_S, ALONE_S = 0.005, 0.01, 0.02
+"""Copying in one go: while others decode; as speculation; and for whom nobody but itself waits."""
 _BLOCKS = 4  # copied between two looks at the clock
 _EXPLORE = 16  # of so many loads that would not pay, one is made: what was slow once may not be any more
 
@@ -24,7 +25,7 @@ class Loader:
         found: Found,
         now: Callable[[], float],
         *,
-        is_waited_for: bool = False,
+        budget_s: float = ALONE_S,
         speculative_until: float | None = None,
     ) -> bool:
         """Load some of `found` into the sequence's pages and publish them; whether that was all that can be.
@@ -32,7 +33,7 @@ class Loader:
         Ends early where a block is bad (`found.failed`), or where computing the rest is faster.
         """
         began = at = now()
-        limit = began + (_STEP_S if is_waited_for else _ALONE_S)
+        limit = began + budget_s
         while at < limit:
             first = sequence.shared
             pages = sequence.pages[first : min(first + _BLOCKS, found.blocks)]

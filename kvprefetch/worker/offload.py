@@ -24,7 +24,8 @@ import torch
 from kvprefetch.cache.block import Block, State
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
-from kvprefetch.client.remote import TAKEN, CacheClient
+from kvprefetch.client.remote import TAKEN, CacheClient, CallRefused
+from kvprefetch.contexts import unqualified
 from kvprefetch.errors import Closed, ServiceUnavailable
 from kvprefetch.tiers.arena import ArenaFile
 from kvprefetch.worker.host import Host, page_bytes
@@ -156,7 +157,7 @@ class Offloader:
         hold_s = max(min(block.hold_until for block in blocks) - now, 0.0)
         return Run(
             tenant=first.tenant,
-            session=first.session,
+            session=unqualified(first.session),
             parent=first.parent.key if first.parent else b"",
             keys=[block.key for block in blocks],
             pages=[block.page for block in blocks],
@@ -167,7 +168,7 @@ class Offloader:
     def _readiness(self) -> Callable[[], None]:
         if self.host.pool.device.type == "cpu":
             return lambda: None
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.host.pool.device))
         return event.synchronize
 
@@ -189,6 +190,9 @@ class Offloader:
         counts: Counter[str] | None = Counter(failed=len(run.keys))
         try:
             counts = self._write_run(arena, run)
+        except CallRefused as error:
+            log.warning("blocks are not written to the arena: %s", error)
+            counts = Counter(refused=len(run.keys))
         except (ServiceUnavailable, Closed):
             counts = None
         except Exception:  # the thread's outermost line
@@ -198,6 +202,8 @@ class Offloader:
 
     def _write_run(self, arena: ArenaFile, run: Run) -> Counter[str]:
         with self.writing:  # who registers, waits
+            if self.host.arena is not arena:
+                raise ServiceUnavailable("the arena was replaced")
             return self._write_slots(arena, run)
 
     def _write_slots(self, arena: ArenaFile, run: Run) -> Counter[str]:
@@ -220,7 +226,7 @@ class Offloader:
         if self.host.pool.device.type == "cpu":
             return self.host.page(page)
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self.host.pool.device)
+            self._stream = torch.cuda.Stream(self.host.pool.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             return page_bytes(self.host.pool.tensor[page].cpu())
 

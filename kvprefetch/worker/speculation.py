@@ -16,6 +16,7 @@ from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import block_keys
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import PagedSequence
+from kvprefetch.contexts import unqualified
 from kvprefetch.engines.batch import Abandoned, Row
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
@@ -26,9 +27,10 @@ from kvprefetch.plan.planner import Action, Decision
 from kvprefetch.plan.slices import slice_end, speculative_chunk
 from kvprefetch.settings import SpeculationSettings
 from kvprefetch.worker.foresight import Foresight
+from kvprefetch.worker.host import Found
 from kvprefetch.worker.job import Job
 from kvprefetch.worker.link import Link
-from kvprefetch.worker.loading import Loader
+from kvprefetch.worker.loading import AHEAD_S, Loader
 
 log = logging.getLogger(__name__)
 Tokens = list[int]
@@ -200,7 +202,8 @@ class Speculator:
             else:
                 self.foresight.offer(job, link.clock())
 
-        self.aside(lambda: link.host.peek(job.ticket.tenant, job.ticket.session, job.keys), done)
+        ticket, session = job.ticket, unqualified(job.ticket.session)
+        self.aside(lambda: link.host.peek(ticket.tenant, session, job.keys, ticket.hold_s), done)
 
     def _resident_tokens(self, job: Job) -> int:
         return len(self.pool.match(job.keys)) * self.engine.block_tokens
@@ -211,23 +214,34 @@ class Speculator:
         assert self.loader is not None
         now, host = clock(), self.link.host
         job.why = decision.because
-        found = host.find(job.ticket.tenant, job.ticket.session, job.keys)
+        found = host.find(job.ticket.tenant, unqualified(job.ticket.session), job.keys, job.ticket.hold_s)
+        try:
+            self._load_found(job, decision, found, clock)
+        except RuntimeError as error:  # what torch raises, out of memory included
+            log.exception("a speculative load failed")
+            self.end(job, Result(Outcome.FAILED, self._resident_tokens(job), f"the engine failed: {error}"), now)
+        finally:
+            host.release(found)
+
+    def _load_found(self, job: Job, decision: Decision, found: Found, clock: Callable[[], float]) -> None:
+        assert self.loader is not None
+        now = clock()
         job.elsewhere = found.blocks  # where some are gone meanwhile, they are computed
         start = len(self.pool.match(job.keys))
         if found.blocks <= start:
-            host.release(found)
             return
         sequence = self._open(job, decision, min(found.blocks, len(job.keys)) * self.engine.block_tokens, now)
-        if sequence is not None:
-            until = now + job.ticket.hold_s
-            self.loader.step(sequence, found, clock, speculative_until=until)
+        if sequence is None:
+            return
+        try:
+            self.loader.step(sequence, found, clock, budget_s=AHEAD_S, speculative_until=now + job.ticket.hold_s)
             fresh = sequence.blocks[start : sequence.shared]
             self._preloaded(job, decision, fresh)
             self.foresight.loaded(job, fresh)
+        finally:
             sequence.close()
         if found.failed is not None:
             job.elsewhere = 0
-        host.release(found)
 
     def _preloaded(self, job: Job, decision: Decision, fresh: list[Block]) -> None:
         job.has_computed = True

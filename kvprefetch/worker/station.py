@@ -4,23 +4,21 @@ What is worth preloading, and where, is the service's word; when, this worker's 
 which the planner weighs like any other. When the stream breaks, the worker registers again by itself, for ever.
 """
 
-import json
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from kvprefetch.cache.keys import canonical
-from kvprefetch.contexts import Context
-from kvprefetch.errors import Closed, InvalidRequest, TierError
-from kvprefetch.outcomes import Outcome, Result
-from kvprefetch.v1 import hints_pb2, workers_pb2, workers_pb2_grpc
-from kvprefetch.worker.hints import Prefetch
+from kvprefetch.client.remote import short
+from kvprefetch.errors import TierError
+from kvprefetch.v1 import workers_pb2, workers_pb2_grpc
+from kvprefetch.worker.assigned import Assigned
 from kvprefetch.worker.link import Link
 
 if TYPE_CHECKING:
@@ -40,7 +38,8 @@ class Station:
         self.is_connected = False
         self._service = ""
         self._outbox: queue.SimpleQueue[workers_pb2.WorkerMessage | None] = queue.SimpleQueue()
-        self._handles: dict[int, Prefetch] = {}  # by the service's number
+        self._broke_at = link.clock()
+        self.assigned = Assigned(core, lambda message: self._outbox.put(message), link.clock)
         self._closing = threading.Event()
         self._call: Any = None  # both a grpc.Call and an iterator of its messages
         self._thread = threading.Thread(target=self._run, name="kvprefetch-station", daemon=True)
@@ -49,7 +48,7 @@ class Station:
     def served(self, tenant: str, session: str) -> None:
         """A live request of the session was served here."""
         if session and self.is_connected:
-            report = workers_pb2.SessionReport(tenant=tenant, session=session)
+            report = workers_pb2.SessionReport(tenant=tenant, session=short(session))
             self._outbox.put(workers_pb2.WorkerMessage(session=report))
 
     def close(self) -> None:
@@ -66,7 +65,8 @@ class Station:
         while not self._closing.is_set():
             try:
                 with self.link.offloader.writing:  # so that no slot is being written to: the service may free them all
-                    self._forget_moved()
+                    self.link.detach()
+                    self.assigned.broken()
                     self._outbox = queue.SimpleQueue()
                     self._outbox.put(workers_pb2.WorkerMessage(register=self._register()))
                     self._call = workers_pb2_grpc.WorkersStub(self.link.channel).Work(self._messages(self._outbox))
@@ -85,7 +85,8 @@ class Station:
             except Exception:  # the thread's outermost line
                 log.exception("the stream with the cache service broke")
             finally:
-                self.is_connected = False
+                if self.is_connected:
+                    self.is_connected, self._broke_at = False, self.link.clock()
             self._closing.wait(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -93,11 +94,9 @@ class Station:
         for message in call:
             kind = message.WhichOneof("message")
             if kind == "preload":
-                self._preload(message.preload)
+                self.assigned.take(message.preload)
             elif kind == "withdraw":
-                handle = self._handles.pop(message.withdraw.hint, None)
-                if handle is not None:
-                    handle.cancel()
+                self.assigned.withdraw(message.withdraw.hint)
             elif kind == "observed":
                 seen = message.observed
                 self.core.hints(seen.tenant).observed(seen.kind, seen.session, seen.about)
@@ -126,6 +125,8 @@ class Station:
         is_new = bool(self._service) and registered.service != self._service
         self.core.rekey(registered.secret)
         self.link.registered(registered.arena, registered.namespace, is_new)
+        if registered.service == self._service:
+            self.assigned.repeat(self._broke_at)
         self._service = registered.service
         self.is_connected = True
         self.registered.set()
@@ -152,55 +153,6 @@ class Station:
             tokens_per_s=_TYPICAL / seconds if seconds else 0.0,
         )
 
-    # -- preloads --------------------------------------------------------------------------------------
-    def _preload(self, asked: workers_pb2.Preload) -> None:
-        try:
-            self._handles[asked.hint] = self.core.hints(asked.tenant).prefetch(
-                read_context(asked.context),
-                asked.session,
-                asked.probability,
-                asked.expected_in_s,
-                asked.hold_s if asked.HasField("hold_s") else None,
-                kind=asked.kind,
-                to_host=asked.place == workers_pb2.PLACE_HOST,
-                report=self._reporter(asked.hint),
-            )
-        except InvalidRequest as error:
-            self._report(asked.hint, Result(Outcome.FAILED, 0, str(error)))
-        except Closed:
-            self._report(asked.hint, Result(Outcome.CANCELLED, 0, "the worker was closed"))
-
-    def _forget_moved(self) -> None:
-        """The stream broke: what was not done yet, the service has given to another worker."""
-        for hint, handle in list(self._handles.items()):
-            if handle.job is None or handle.job.ticket.result is None:
-                del self._handles[hint]
-                handle.cancel()
-
-    def _reporter(self, hint: int) -> Callable[[Prefetch], None]:
-        def report(handle: Prefetch) -> None:
-            """On the loop's thread: it has its outcome, or its use."""
-            assert handle.job is not None
-            ticket = handle.job.ticket
-            assert ticket.result is not None
-            self._report(hint, ticket.result, handle)
-            if ticket.use is not None or not ticket.result.outcome.is_resident:
-                self._handles.pop(hint, None)
-
-        return report
-
-    def _report(self, hint: int, result: Result, handle: Prefetch | None = None) -> None:
-        use = handle.use if handle else None
-        report = workers_pb2.PreloadReport(
-            hint=hint,
-            outcome=f"OUTCOME_{result.outcome.name}",
-            use=f"USE_{use.name}" if use else "USE_UNSPECIFIED",
-            tokens=handle.used_tokens if handle and use else result.tokens,
-            reason=result.reason,
-            because=handle.because if handle else "",
-        )
-        self._outbox.put(workers_pb2.WorkerMessage(preload=report))
-
 
 _TYPICAL = 2_048  # tokens of a prompt whose prefill rate is reported
 
@@ -212,17 +164,3 @@ def started_ticks(pid: int) -> int:
     except OSError:
         return 0
     return int(stat.rpartition(")")[2].split()[19])
-
-
-def read_context(wire: hints_pb2.Context) -> Context:
-    """What a client sent. Raises InvalidRequest."""
-    try:
-        return Context(
-            messages=tuple(json.loads(wire.messages or b"[]")),
-            tools=tuple(json.loads(wire.tools or b"[]")),
-            chat_template_kwargs=json.loads(wire.chat_template_kwargs or b"{}"),
-            token_ids=tuple(wire.token_ids),
-            name=wire.name,
-        )
-    except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"a context of the service cannot be read: {error}") from error
