@@ -95,6 +95,7 @@ def test_what_a_node_evicted_is_not_looked_for_there(tmp_path: Path, redis_serve
         async with two_nodes(tmp_path, redis_server, store_blocks=False) as (one, two):
             ann, bob = await one.worker(), await two.worker()
             await ann.keep("abcdef")
+            await settled(one)  # nothing waits for the disk any more, and holds it
             await one.shelf.behind.announcer.drain()
             one.shelf.host.pool.evict(one.shelf.host.pool.resident[chain("abcdef")[-1]], "test")
             await one.shelf.behind.announcer.drain()

@@ -184,6 +184,27 @@ def test_a_process_that_registers_again_takes_its_own_place(tmp_path: Path) -> N
     run(story())
 
 
+def test_numbers_of_an_earlier_run_mean_nothing_in_the_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with served(node_settings(tmp_path), tmp_path / "s") as stage:
+            ann = await stage.worker()
+            before = await ann.reserve("ab")
+            await ann.keep("xy")
+            lease = (await ann.look_up("xy")).lease
+        async with served(node_settings(tmp_path), tmp_path / "s") as stage:
+            again = Worker(stage.channel, ann.instance)
+            stage.workers.append(again)
+            await again.register(leases=[lease], reservations=[before.reservation])
+            assert stage.held["quarantined_orphaned"] == 2
+            await again.reserve("cd")
+            await again.look_up("xy")
+            await again.release(leases=[lease], reservations=[before.reservation])
+            assert stage.held["quarantined_orphaned"] == 0
+            assert (stage.held["leases"], stage.held["reservations"]) == (1, 1)
+
+    run(story())
+
+
 def test_the_registry_tells_of_workers_and_sends_to_them(tmp_path: Path) -> None:
     async def story() -> None:
         async with served(node_settings(tmp_path), tmp_path / "s") as stage:
