@@ -27,6 +27,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 10_000),  # a machine or process that stopped is found out
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),  # on streams where nothing happens, too
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_send_message_length", -1),  # the service says what is too long
     ("grpc.max_receive_message_length", 64 * 2**20),

@@ -202,6 +202,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # two services would share a port, each with half of the calls
         ("grpc.keepalive_time_ms", 10_000),  # a client that stopped is found out
         ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
+        ("grpc.http2.max_pings_without_data", 0),  # on streams where nothing happens, too
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients do the same
     ]
 
