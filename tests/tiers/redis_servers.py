@@ -151,6 +151,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self.port = port
         self.piece, self.pause_s = 2**16, 0.0  # bytes passed on at once, and the pause after each
+        self.greeting_s = 0.0  # before a new connection is passed on
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -163,6 +164,7 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                time.sleep(self.greeting_s)
                 far = socket.create_connection(("127.0.0.1", self.port))
                 self._sockets += [near, far]
                 threading.Thread(target=self._pass, args=(near, far), daemon=True).start()

@@ -72,13 +72,16 @@ def test_what_is_withdrawn_is_forgotten(nodes: Nodes) -> None:
     assert nodes.bob.who_has(keys[2:]) == [[ANN]]
 
 
-def test_a_node_that_died_is_forgotten_though_others_stay(nodes: Nodes) -> None:
+def test_a_node_that_died_is_forgotten_though_others_stay(server: RedisServer, nodes: Nodes) -> None:
     keys = some_keys(2)
     nodes.ann.announce(keys, ANN)
     nodes.now += TTL_S / 2
     nodes.bob.announce(keys[:1], BOB)
     nodes.now += TTL_S / 2 + 1
     assert nodes.bob.who_has(keys) == [[BOB]]
+    nodes.bob.announce(keys[:1], BOB)
+    (name,) = server.client().scan_iter(f"*:{nodes.namespace}:*:{keys[0].hex()}")
+    assert server.client().zcard(name) == 1, "nor does it take room for ever"
 
 
 def test_what_is_announced_again_stays(nodes: Nodes) -> None:
