@@ -7,6 +7,7 @@ import pytest
 import trustme
 from services import calling, code_of, credential, running, small, stats, with_credentials
 
+import kvprefetch
 from kvprefetch.errors import SettingsError
 from kvprefetch.settings import Credential, Settings
 from kvprefetch.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, cache_pb2_grpc, hints_pb2, hints_pb2_grpc
@@ -49,6 +50,8 @@ def test_tls_keeps_a_token_from_strangers(tmp_path: Path, certificates: Certific
     with running(with_tls(tmp_path, certificates, ANN)) as service:
         with calling(service.address, "ann's", ca=certificates.ca) as channel:
             assert stats(channel)
+        with kvprefetch.connect(service.address, "ann's", ca=certificates.ca) as kv:
+            assert kv.stats()["tenants"].keys() == {"ann"}
         with calling(service.address, "ann's") as channel:  # in the clear
             ask = admin_pb2_grpc.AdminStub(channel).Stats
             assert code_of(ask, admin_pb2.StatsRequest()) is grpc.StatusCode.UNAVAILABLE
