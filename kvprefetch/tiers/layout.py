@@ -75,7 +75,10 @@ def decode(raw: bytes, kind: str, path: Path) -> Layout:
         raise ArenaRefused(f"the header of {path} is damaged: {remedy}")
     if version != VERSION:
         raise ArenaRefused(f"{path} has layout version {version}, this kvprefetch has {VERSION}: {remedy}")
-    layout = Layout(kind, name.rstrip(b"\0").decode(), block_bytes, slots)
+    try:
+        layout = Layout(kind, name.rstrip(b"\0").decode(), block_bytes, slots)
+    except ValueError as error:  # a whole header of nonsense
+        raise ArenaRefused(f"the header of {path} cannot be right ({error}): {remedy}") from error
     if slot_bytes != layout.slot_bytes:
         raise ArenaRefused(f"{path} has slots of {slot_bytes} bytes for blocks of {block_bytes}: {remedy}")
     return layout

@@ -23,6 +23,7 @@ _BODY = struct.Struct("<BBB5xQQQ32s32s16sI4xQd64s48x")
 _SUM = struct.Struct("<Q")
 _CHECKSUM_AND_LENGTH = struct.Struct("<QQ")
 _NEVER_USED = bytes(HEADER_BYTES)
+_MOST_SEQUENCE = 2**63  # which nobody ever reaches: a header that says so would leave no number for those after it
 
 
 class SlotState(IntEnum):
@@ -94,6 +95,8 @@ def decode(raw: bytes) -> SlotHeader | None:
     state, tenant_bytes, parent_bytes, sequence, digest, length, key, parent, instance, *owner, tenant = _BODY.unpack(
         raw[:248]
     )
+    if sequence >= _MOST_SEQUENCE:
+        return None
     try:
         name = tenant[:tenant_bytes].decode()
     except UnicodeDecodeError:
