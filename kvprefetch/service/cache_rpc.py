@@ -21,7 +21,7 @@ from kvprefetch.service.node import Node
 from kvprefetch.service.packed import count_keys, pack_slots, split, unpack_checksums, unpack_slots
 from kvprefetch.service.pins import LONGEST_S
 from kvprefetch.service.registry import Registry, Worker
-from kvprefetch.service.shelf import LONGEST_WAIT_S, Shelf
+from kvprefetch.service.shelf import Shelf
 from kvprefetch.tiers.contract import KEY_BYTES
 from kvprefetch.v1 import cache_pb2 as pb
 
@@ -41,7 +41,6 @@ class CacheService:
         worker = await self._worker(request.instance, context)
         count_keys(request.keys, self.max_blocks)
         _check_names(request.tenant, request.session)
-        wait_s = min(request.wait_ms / 1_000, LONGEST_WAIT_S)
         lease_for = worker.instance if request.lease else None
         try:
             found = await worker.shelf.look_up(
@@ -49,7 +48,7 @@ class CacheService:
                 request.tenant,
                 request.session,
                 lease_for=lease_for,
-                wait_s=wait_s,
+                wait_s=request.wait_ms / 1_000,
                 hold_s=_seconds(request.hold_s) if request.speculative else None,
             )
         except NotPresent as error:

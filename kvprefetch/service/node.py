@@ -20,6 +20,7 @@ from typing import Any
 
 from kvprefetch.errors import ArenaRefused, SettingsError, TierError
 from kvprefetch.service.announcer import Announcer
+from kvprefetch.service.figures import figures
 from kvprefetch.service.lane import Clock, Lane
 from kvprefetch.service.namespace import Model, service_secret
 from kvprefetch.service.peers import NodeSource, Peers
@@ -119,7 +120,7 @@ class Node:
         return {
             "run": self.run,
             "namespaces": {
-                model.namespace: {"model": model.name, **self.shelves[model.namespace].stats()}
+                model.namespace: {"model": model.name, **figures(self.shelves[model.namespace])}
                 for model in self._models.values()
             },
             "refused": dict(self.refusals),

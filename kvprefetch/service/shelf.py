@@ -10,14 +10,14 @@ Promises
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from kvprefetch.cache.block import Block, Hold
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.service.announcer import Announcer
+from kvprefetch.service.counts import Counts
 from kvprefetch.service.frames import Sealed, most_blocks, pack
 from kvprefetch.service.lane import Clock, Lane, Source
 from kvprefetch.service.leases import Leases
@@ -60,20 +60,6 @@ class Behind:
         return [*self.lanes, *([self.nodes] if self.nodes is not None else [])]
 
 
-@dataclass
-class Counts:
-    """Since the service started, in blocks unless said otherwise."""
-
-    lookups: int = 0  # calls
-    hits: int = 0
-    misses: Counter[str] = field(default_factory=Counter)  # by the reason of the first that is missing
-    waited: int = 0  # calls that waited for blocks on their way
-    reserved: int = 0
-    not_reserved: Counter[str] = field(default_factory=Counter)
-    committed: int = 0
-    read: int = 0  # by other nodes
-
-
 class Shelf:
     """See the module's promises. `owner`: this process, that brings blocks into the arena."""
 
@@ -114,8 +100,9 @@ class Shelf:
     ) -> Found:
         """The leading blocks that the arena holds, on lease for the worker `lease_for`; None: only counted.
 
-        Whoever holds the rest is asked for it meanwhile; that is waited for at most `wait_s`. Raises LimitExceeded,
-        NotPresent.
+        Whoever holds the rest is asked for it meanwhile; that is waited for at most `wait_s`. With a `hold_s` nobody
+        has asked for them: they count as unused, and what is brought keeps its place for so long. Raises
+        LimitExceeded, NotPresent.
         """
         run, asked = self.host.longest(packed), len(packed) // 32
         coming = Coming()
@@ -128,8 +115,10 @@ class Shelf:
         lease = 0
         if run.count and lease_for is not None:
             lease = self.leases.lease(lease_for, list(run.tails))
-            self.host.chains.use(run, self.clock(), session)
-        self._count(packed, run.count, asked, coming.tier)
+            if hold_s is None:
+                self.host.chains.use(run, self.clock(), session)
+        reason = self._reason(packed[32 * run.count : 32 * run.count + 32], coming.tier) if run.count < asked else ""
+        self.counts.look_up(run.count, asked, reason)
         return Found(lease, run.pages if lease else b"", run.count, coming.count, coming.tier)
 
     def reserve(
@@ -196,36 +185,6 @@ class Shelf:
         if self.behind.announcer is not None:
             self.behind.announcer.remind(lambda: list(self.host.pool.resident))
 
-    def stats(self) -> dict[str, Any]:
-        """Figures of this namespace."""
-        pool, usage, counts = self.host.pool, self.host.usage(), self.counts
-        return {
-            "block_bytes": self.block_bytes,
-            "block_tokens": self.block_tokens,
-            "slots": pool.pages,
-            "free": pool.free_pages,
-            "resident": len(pool.resident),
-            "in_flight": len(pool.in_flight),
-            "quarantined": len(pool.quarantined),
-            "dropped": len(pool.dropped),
-            "pins": len(self.pins),
-            "held": self.leases.counts(),
-            "freed": dict(self.leases.freed),
-            "by_tenant": usage.by_tenant,
-            "host": usage.counters,
-            "lookups": {
-                "calls": counts.lookups,
-                "hits": counts.hits,
-                "misses": dict(counts.misses),
-                "waited": counts.waited,
-            },
-            "reserved": {"slots": counts.reserved, **counts.not_reserved},
-            "committed": counts.committed,
-            "read_by_nodes": counts.read,
-            "promoted": dict(self.promoter.counters),
-            "tiers": {source.name: self._source_stats(source) for source in self.behind.sources},
-        }
-
     def check(self) -> None:
         """Prove law 5 of the arena, or raise AccountingError."""
         self.host.check()
@@ -275,12 +234,6 @@ class Shelf:
             if current.is_over:
                 current = self._want(packed, found, tenant, hold_s)
         return current
-
-    def _count(self, packed: bytes, found: int, asked: int, coming_from: str) -> None:
-        self.counts.lookups += 1
-        self.counts.hits += found
-        if found < asked:
-            self.counts.misses[self._reason(packed[found * 32 : (found + 1) * 32], coming_from)] += asked - found
 
     def _reason(self, key: BlockKey, coming_from: str) -> str:
         """Why the first missing block is missing (law 6)."""
@@ -333,16 +286,6 @@ class Shelf:
         """Slots that living workers had reserved from an earlier run of the service."""
         for block, header in self.host.orphans:
             self.leases.adopt(header.instance, [block])
-
-    def _source_stats(self, source: Source) -> dict[str, Any]:
-        writer = self.writers.get(source.name)
-        return {
-            "open": source.is_open,
-            "bytes_per_s": source.pace.bytes_per_s,
-            "counters": dict(source.counters),
-            "tier": dict(source.tier.counters) if isinstance(source, Lane) else {},
-            "written": {**writer.counters, "queued": len(writer)} if writer is not None else {},
-        }
 
 
 def _both(first: Callable[[Block, str], None], second: Callable[[Block, str], None]) -> Callable[[Block, str], None]:

@@ -10,6 +10,7 @@ import pytest
 from nodes import node_settings, run, served
 from wire import BLOCK, TAKEN, chain, content, packed
 
+from kvprefetch.service.figures import figures
 from kvprefetch.service.frames import unpack as unpack_frame
 from kvprefetch.v1 import cache_pb2 as pb
 
@@ -66,7 +67,7 @@ def test_a_full_arena_gives_fewer_slots(tmp_path: Path) -> None:
             ann = await stage.worker()
             reserved = await ann.reserve("abcdef")
             assert len(reserved.slots) // 4 == stage.shelf.host.arena.slots
-            assert stage.shelf.stats()["reserved"]["full"] == 6 - stage.shelf.host.arena.slots
+            assert figures(stage.shelf)["reserved"]["full"] == 6 - stage.shelf.host.arena.slots
 
     run(story())
 
@@ -82,7 +83,7 @@ def test_a_damaged_block_is_reported_and_found_no_more(tmp_path: Path) -> None:
             assert ann.reads("abc", found.slots) == "a"
             await ann.release(leases=[found.lease], corrupt=pack("<I", slot))
             assert (await ann.look_up("abc", lease=False)).found == 1
-            stats = stage.shelf.stats()
+            stats = figures(stage.shelf)
             assert stats["host"]["corrupt"] == 1
             assert stats["lookups"]["misses"] == {"corrupt": 2}
             assert await ann.keep("abc") == 1
@@ -101,8 +102,30 @@ def test_a_miss_has_a_reason(tmp_path: Path) -> None:
             await ann.keep("cd")
             await ann.keep("ef")
             await ann.look_up("c")
-            misses = stage.shelf.stats()["lookups"]["misses"]
+            misses = figures(stage.shelf)["lookups"]["misses"]
             assert misses == {"never_seen": 4, "in_flight": 2, "evicted": 1}
+
+    run(story())
+
+
+def test_what_was_looked_up_last_stays_longest_unless_nobody_has_asked_for_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with served(node_settings(tmp_path, slots=8), tmp_path / "s") as stage:
+            ann = await stage.worker()
+            for path in ("a", "b", "c"):
+                await ann.keep(path)
+            await ann.look_up("a", lease=True)
+            await ann.cache.Lookup(
+                pb.LookupRequest(
+                    instance=ann.instance, tenant="ann", keys=packed("b"), lease=True, speculative=True, hold_s=9
+                )
+            )
+            for found in stage.shelf.leases.by_instance[ann.instance].leases.copy():
+                await ann.release(leases=[found])
+            slots = stage.shelf.host.arena.slots
+            for at in range(slots - 1):
+                await ann.keep(str(at))
+            assert [path for path in "abc" if (await ann.look_up(path, lease=False)).found] == ["a"]
 
     run(story())
 
@@ -115,7 +138,7 @@ def test_blocks_are_read_in_raw_frames(tmp_path: Path) -> None:
             got = await read(stage.channel, ann.registered.namespace, packed("abcdefgh"))
             assert got == [content(key) for key in chain("abcdefg")]
             assert await read(stage.channel, ann.registered.namespace, packed("x")) == []
-            assert stage.shelf.stats()["read_by_nodes"] == 7
+            assert figures(stage.shelf)["read_by_nodes"] == 7
 
     run(story())
 

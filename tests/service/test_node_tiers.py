@@ -13,6 +13,7 @@ from nodes import Worker, brought, eventually, forget_arena, node_settings, run,
 from wire import BLOCK, chain, packed
 
 from kvprefetch.errors import TierUnavailable
+from kvprefetch.service.figures import figures
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.v1 import cache_pb2
 
@@ -25,7 +26,7 @@ def test_what_was_committed_comes_back_from_disk(tmp_path: Path) -> None:
             await settled(stage)
             forget_arena(stage)
             assert await brought(stage, ann, "abcdefxy") == "abcdef"
-            stats = stage.shelf.stats()
+            stats = figures(stage.shelf)
             assert stats["promoted"]["disk"] == 6
             assert stats["tiers"]["disk"]["written"] == {"stored": 6, "refused": 0, "queued": 0}
             assert stats["tiers"]["disk"]["bytes_per_s"] > 0
@@ -176,8 +177,8 @@ def test_a_tier_out_of_reach_costs_its_blocks_and_nothing_else(tmp_path: Path) -
                 assert await ann.keep(path) == 3
                 await settled(stage)
             assert broken.calls == 1  # then it was left alone
-            written = stage.shelf.stats()["tiers"]["disk"]["written"]
-            assert written["dropped_unavailable"] + written["refused"] == 9
+            written = figures(stage.shelf)["tiers"]["disk"]["written"]
+            assert written == {"stored": 0, "refused": 3, "dropped_unavailable": 6, "queued": 0}
             assert (await ann.look_up("abcd", wait_ms=50)).coming == 0
             assert (await ann.look_up("abc", lease=False)).found == 3
             broken.fails = False
@@ -339,6 +340,34 @@ def test_a_promotion_that_is_under_way_when_the_service_ends_leaves_nothing_half
             await stage.worker()
             assert stage.held["quarantined_orphaned"] == 0
             assert not stage.shelf.host.pool.in_flight
+
+    run(story())
+
+
+def test_the_end_waits_for_what_is_being_written_into_the_arena(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with served(node_settings(tmp_path, disk_slots=32), tmp_path / "s") as stage:
+            ann = await stage.worker()
+            await ann.keep("abc")
+            await settled(stage)
+            forget_arena(stage)
+            (lane,) = stage.shelf.behind.lanes
+            gate, load = asyncio.Event(), lane.load
+
+            async def slowly(keys: Any, into: Any) -> list[int]:
+                await gate.wait()
+                return list(await load(keys, into))
+
+            lane.load = slowly
+            await ann.look_up("abc", wait_ms=10)
+            ending = asyncio.create_task(stage.shelf.promoter.close())
+            await asyncio.sleep(0.05)
+            assert not ending.done()
+            assert stage.shelf.host.pool.in_flight
+            gate.set()
+            await ending
+            assert not stage.shelf.host.pool.in_flight
+            assert (await ann.look_up("abc", wait_ms=10)).coming == 0  # nothing new begins
 
     run(story())
 
