@@ -31,6 +31,7 @@ from kvprefetch.tiers.contract import Incoming, Usage
 from kvprefetch.tiers.paged import require_size
 from kvprefetch.tiers.redis_block import HEADER_BYTES, Names, Sealed, read_header, value_of
 from kvprefetch.tiers.redis_charges import Charges
+from kvprefetch.tiers.redis_connection import FILLED
 from kvprefetch.tiers.redis_link import BATCH, MOVED, Command, RedisLink, granted
 
 log = logging.getLogger(__name__)
@@ -80,14 +81,17 @@ class RedisTier:
         require_size(into, self.block_bytes)
         read: list[Sealed] = []
         is_corrupt = False
+        header = memoryview(bytearray(HEADER_BYTES))
+        wanted = (("GET", self.names.block(key)) for key in keys)
+        bodies = [view.cast("B") for view in into]
+        places = ((header, body) for body in bodies)
         try:
             with self.link.exchange() as exchange:
-                wanted = (("GET", self.names.block(key)) for key in keys)
-                for key, place, value in zip(keys, into, exchange.stream(wanted, self._window), strict=False):
-                    found = _bytes_of(value)
-                    if found is None:
+                for key, body, answer in zip(keys, bodies, exchange.stream(wanted, self._window, places), strict=False):
+                    value = answer if answer is FILLED else _bytes_of(answer)
+                    if value is None:
                         break
-                    sealed = self._unpack(found, key, place)
+                    sealed = self._unpack(value, header, body, key)
                     if is_corrupt := sealed is None:
                         break
                     read.append(sealed)
@@ -152,14 +156,16 @@ class RedisTier:
             self.link.close()
 
     # -- reading ---------------------------------------------------------------------------------------
-    def _unpack(self, value: bytes, key: BlockKey, place: memoryview) -> Sealed | None:
-        """Copy a value's bytes and verify the copy; None if they are not what was sealed."""
-        sealed = read_header(value, key)
-        if sealed is None or not len(value) - HEADER_BYTES == sealed.length == self.block_bytes:
+    def _unpack(self, value: Any, header: memoryview, body: memoryview, key: BlockKey) -> Sealed | None:
+        """What the header says of the bytes in `body`; None if they are not what was sealed."""
+        if value is not FILLED:
+            if len(value) != HEADER_BYTES + self.block_bytes:
+                return None
+            header[:], body[:] = memoryview(value)[:HEADER_BYTES], memoryview(value)[HEADER_BYTES:]
+        sealed = read_header(header, key)
+        if sealed is None or sealed.length != self.block_bytes:
             return None
-        copy = place.cast("B")
-        copy[:] = memoryview(value)[HEADER_BYTES:]
-        return sealed if checksum(copy) == sealed.checksum else None
+        return sealed if checksum(body) == sealed.checksum else None
 
     def _headers(self, keys: Sequence[BlockKey]) -> list[Sealed | None]:
         """Of blocks that are held. Does not verify their bytes."""

@@ -62,7 +62,7 @@ def value_of(block: Incoming) -> bytes:
     return b"".join((_HEADER.pack(_MAGIC, len(data), block.checksum, block.key[:8], tenant), data))
 
 
-def read_header(value: bytes, key: BlockKey) -> Sealed | None:
+def read_header(value: bytes | memoryview, key: BlockKey) -> Sealed | None:
     """What the header of `value`, found under `key`, says; None if it is no header of a block under that key."""
     if len(value) < HEADER_BYTES:
         return None

@@ -16,7 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, TypeVar
 
 from redis.exceptions import AskError, RedisClusterException, RedisError, ResponseError, TryAgainError
@@ -271,16 +271,20 @@ class Exchange:
             connection.send_packed_command(connection.pack_commands(batch))
         return [self._receive() for _ in commands]
 
-    def stream(self, commands: Iterable[Command], window: int) -> Iterator[Any]:
+    def stream(
+        self, commands: Iterable[Command], window: int, places: Iterable[Sequence[memoryview]] | None = None
+    ) -> Iterator[Any]:
         """Send large commands, or such as have large answers, with `window` of them under way; answers, in order.
 
-        Each is asked for once the one before it has been dealt with, so that who has seen enough stops.
+        Each is asked for once the one before it has been dealt with, so that who has seen enough stops. With `places`,
+        of each command the buffers that its answer should fill, an answer that does is FILLED.
         """
         sending = iter(commands)
+        into = iter(places) if places is not None else repeat(None)
         for command in islice(sending, window):
             self._send(command)
         while self._due:
-            answer = self._receive()
+            answer = self._receive(next(into))
             self.limit.renew()
             yield answer
             for command in islice(sending, 1):
@@ -319,10 +323,10 @@ class Exchange:
         self._due.append(connection)
         self.limit.renew()
 
-    def _receive(self) -> Any:
+    def _receive(self, buffers: Sequence[memoryview] | None = None) -> Any:
         connection = self._due.popleft()
         try:
-            answer = connection.read_response()
+            answer = connection.read_response() if buffers is None else connection.read_into(buffers)
         except ResponseError as error:
             answer = error
         return answer
