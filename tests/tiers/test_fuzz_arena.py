@@ -59,7 +59,7 @@ headers = st.builds(
     parent=st.one_of(st.just(b""), key),
     tenant=st.text("aü\0", max_size=30).filter(lambda name: len(name.encode()) <= 64),
     sequence=u64,
-    checksum=st.one_of(u64, st.sampled_from([checksum(k * 8) for k in KEYS])),
+    checksum=u64,  # of no block here: who forges that as well cannot be found out
     length=st.one_of(st.just(BLOCK), u64),
     instance=st.binary(min_size=16, max_size=16),
     pid=st.sampled_from([0, 1, os.getpid(), 2**22, 2**31 - 1, 2**31, 2**32 - 1]),
