@@ -21,7 +21,9 @@ from kvprefetch.errors import SettingsError, TierUnavailable
 from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers import redis_block
 from kvprefetch.tiers.redis import RedisTier
+from kvprefetch.tiers.redis_block import HEADER_BYTES, value_of
 from kvprefetch.tiers.redis_charges import Charges
+from kvprefetch.tiers.redis_connection import FILLED
 
 
 @pytest.fixture
@@ -55,6 +57,18 @@ def test_only_the_leading_blocks_count(server: RedisServer, tier: RedisTier) -> 
     assert server.client().info("stats")["total_connections_received"] <= connections + 1, "none is closed half read"
     assert loaded(tier, keys_of(blocks[70:])) == []
     assert len(loaded(tier, keys_of(blocks[71:]))) == 29
+
+
+def test_a_stream_goes_on_behind_what_was_missing(tier: RedisTier) -> None:
+    """Answers that came together with it are with the parser, and not where they belong."""
+    blocks = blocks_of(40)
+    tier.store([block for n, block in enumerate(blocks) if n % 5])
+    places = [memoryview(bytearray(HEADER_BYTES + BLOCK_BYTES)) for _ in blocks]
+    commands = [("GET", tier.names.block(block.key)) for block in blocks]
+    with tier.link.exchange() as exchange:
+        for n, answer in enumerate(exchange.stream(commands, 20, ([place] for place in places))):
+            value = bytes(places[n]) if answer is FILLED else answer
+            assert value == (value_of(blocks[n]) if n % 5 else None)
 
 
 def test_blocks_that_are_longer_than_all_buffers_go_through(server: RedisServer) -> None:
@@ -118,7 +132,7 @@ def test_after_an_upgrade_old_bytes_are_never_read(server: RedisServer, monkeypa
     blocks = blocks_of(1)
     with opened(server.url, "upgraded") as tier:
         tier.store(blocks)
-        name, value = tier.names.block(blocks[0].key), redis_block.value_of(blocks[0])
+        name, value = tier.names.block(blocks[0].key), value_of(blocks[0])
         monkeypatch.setattr(redis_block, "LAYOUT", redis_block.LAYOUT + 1)
         monkeypatch.setattr(redis_block, "_MAGIC", b"kvblock" + bytes([redis_block.LAYOUT]))
         assert tier.find(keys_of(blocks)) == 0
@@ -130,7 +144,7 @@ def test_after_an_upgrade_old_bytes_are_never_read(server: RedisServer, monkeypa
 
 
 # -- damage ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("at", [0, 7, 8, 16, 24, redis_block.HEADER_BYTES, redis_block.HEADER_BYTES + BLOCK_BYTES - 1])
+@pytest.mark.parametrize("at", [0, 7, 8, 16, 24, HEADER_BYTES, HEADER_BYTES + BLOCK_BYTES - 1])
 def test_a_flipped_bit_anywhere_is_seen_and_the_block_deleted(server: RedisServer, tier: RedisTier, at: int) -> None:
     blocks = blocks_of(3)
     tier.store(blocks)
@@ -147,7 +161,7 @@ def test_a_flipped_bit_anywhere_is_seen_and_the_block_deleted(server: RedisServe
     assert loaded(tier, keys_of(blocks)) == [bytes(block.data) for block in blocks]
 
 
-@pytest.mark.parametrize("value", [b"", b"kv", b"x" * (redis_block.HEADER_BYTES + BLOCK_BYTES)])
+@pytest.mark.parametrize("value", [b"", b"kv", b"x" * (HEADER_BYTES + BLOCK_BYTES)])
 def test_what_is_no_block_is_taken_for_none(server: RedisServer, tier: RedisTier, value: bytes) -> None:
     block = blocks_of(1)[0]
     server.client().set(tier.names.block(block.key), value)
