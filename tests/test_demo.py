@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from conftest import tiny_llama, tiny_tokenizer
+from tiny_models import tiny_llama, tiny_tokenizer
 
 from kvprefetch.demo.compare import compare, steps_to_tell
 from kvprefetch.demo.show import plot_report

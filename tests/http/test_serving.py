@@ -18,7 +18,7 @@ from kvprefetch.http.serving import listen
 PROGRAM = """
 import sys, time
 from dataclasses import replace
-from conftest import tiny_llama, tiny_settings, tiny_tokenizer
+from tiny_models import tiny_llama, tiny_settings, tiny_tokenizer
 from kvprefetch.engines.engine import open_engine
 from kvprefetch.engines.load import prepare
 from kvprefetch.http.app import make_app

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import tiny_llama, tiny_tokenizer
 from openai import OpenAI
 from processes import Process, until
 from redis_servers import RedisServer
+from tiny_models import tiny_llama, tiny_tokenizer
 
 import kvprefetch
 from kvprefetch.settings import EngineSettings, PoolSettings, Settings
