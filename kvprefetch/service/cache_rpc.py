@@ -109,10 +109,7 @@ class CacheService:
 
     # -- within ----------------------------------------------------------------------------------------
     async def _worker(self, instance: bytes, context: Context) -> Worker:
-        """The connected worker that calls, and still waits for an answer."""
-        left_s = context.time_remaining()
-        if left_s is not None and left_s <= 0:  # what it is granted now would be nobody's
-            await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the call has waited here for too long")
+        """The connected worker that calls."""
         worker = self.registry.get(instance)
         if worker is None:
             text = f"worker {instance[:4].hex()} is not registered (any more): open a Workers.Work stream first"

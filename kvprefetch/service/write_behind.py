@@ -41,9 +41,7 @@ class WriteBehind:
     def offer(self, blocks: Iterable[Block]) -> None:
         """Committed blocks: store them as soon as may be."""
         for block in blocks:
-            if not self.lane.is_open and self._waiting:  # one is enough to ask again
-                self.counters["dropped_unavailable"] += 1
-            elif len(self._waiting) >= self.most:
+            if len(self._waiting) >= self.most:
                 self.counters["dropped_full"] += 1
             else:
                 self._waiting.append(block)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +51,21 @@ def test_what_a_killed_worker_had_leased_is_free_and_stays(tmp_path: Path) -> No
             await eventually(lambda: stage.held["leases"] == 0)
             found = await ann.look_up("abcd")
             assert ann.reads("abcd", found.slots) == "abcd"
+
+    run(story())
+
+
+def test_a_look_up_that_nobody_waits_for_any_more_leases_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with served(node_settings(tmp_path), tmp_path / "s") as stage, processes(stage, 1) as (process,):
+            ann = await stage.worker()
+            await ann.keep("abcd")
+            asked = asyncio.create_task(process.do("hasty", "abcd"))
+            await asyncio.sleep(0)
+            time.sleep(0.6)  # the service is busy with something else
+            assert await asked == "DEADLINE_EXCEEDED"
+            assert await process.do("look", "abcd") == 4
+            assert stage.held["leases"] == 0
 
     run(story())
 

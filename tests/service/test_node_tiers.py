@@ -13,6 +13,7 @@ from nodes import Worker, brought, eventually, forget_arena, node_settings, run,
 from wire import BLOCK, chain, packed
 
 from kvprefetch.errors import TierUnavailable
+from kvprefetch.service import shelf
 from kvprefetch.service.figures import figures
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.v1 import cache_pb2
@@ -51,11 +52,13 @@ def test_a_look_up_that_does_not_wait_says_what_is_coming(tmp_path: Path) -> Non
     run(story())
 
 
-def test_what_is_nowhere_is_not_waited_for(tmp_path: Path) -> None:
+def test_what_is_nowhere_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "LONGEST_WAIT_S", 60.0)
+
     async def story() -> None:
         async with served(node_settings(tmp_path, disk_slots=32), tmp_path / "s") as stage:
             ann = await stage.worker()
-            found = await ann.look_up("abc", wait_ms=50)
+            found = await asyncio.wait_for(ann.look_up("abc", wait_ms=60_000), 10)
             assert (found.found, found.coming) == (0, 0)
             asked = stage.shelf.promoter._nothing.copy()
             assert list(asked) == [chain("a")[0]]
@@ -387,7 +390,7 @@ def test_waiting_ends_when_the_time_is_over(tmp_path: Path) -> None:
                 return int(await find(keys))
 
             lane.find = never
-            found = await ann.look_up("abc", wait_ms=5_000)
+            found = await asyncio.wait_for(ann.look_up("abc", wait_ms=60_000), 10)
             assert (found.found, found.coming, found.tier) == (0, 3, "disk")
             gate.set()
             await eventually(lambda: stage.shelf.host.longest(packed("abc")).count == 3)
