@@ -7,7 +7,7 @@ redis-py speaks the protocol and hiredis parses it. Added here are time and a sh
   three times more, which takes a third of the reader's time. Whatever else comes is left to hiredis.
 
 Connecting (name look-up, TLS, log-in, a Cluster's map of slots) takes `CONNECT_S` at most, but for the name
-look-up; who cannot wait that long has it done by another thread (`redis_link`).
+look-up; who cannot wait that long has it done by another thread (`redis_lines`).
 """
 
 import re
@@ -123,10 +123,10 @@ class _Timed:
         missing, received = list(all_buffers), 0
         while missing:
             received += self._receive_some(missing)
-            if start[:received] != wanted[:received]:
+            if bytes(start[:received]) != wanted[:received]:
                 reader.feed(b"".join(all_buffers)[:received])
                 return self.read_response()  # type: ignore[attr-defined]
-        if end != b"\r\n":
+        if bytes(end) != b"\r\n":
             raise InvalidResponse("a string does not end where it should")
         return FILLED
 

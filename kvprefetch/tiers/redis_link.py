@@ -12,33 +12,27 @@ Promises
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice, repeat
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.exceptions import AskError, RedisClusterException, RedisError, ResponseError, TryAgainError
 
 from kvprefetch.errors import AccountingError, TierUnavailable
 from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers.breaker import Breaker
-from kvprefetch.tiers.redis_connection import Address, Dialer, Limit, SlotMap, Wire
+from kvprefetch.tiers.redis_connection import Address, Dialer, Limit, Wire
+from kvprefetch.tiers.redis_lines import Lines, NotYet
 
 log = logging.getLogger(__name__)
 Command = tuple[str | bytes | int | float, ...]  # name, key, arguments
-T = TypeVar("T")
 
 BATCH = 1_024  # small commands sent together
 FIRST_PAUSE_S = 0.25
-DIALLING = 4  # connections being opened at the same time
 
 MOVED = (AskError, TryAgainError)  # MovedError is an AskError
-
-
-class _NotYet(Exception):
-    """The helper is still at it."""
 
 
 class RedisLink:
@@ -48,18 +42,12 @@ class RedisLink:
         self.timeout_s = settings.timeout_s
         self.clock = clock
         self.breaker = Breaker(first_s=FIRST_PAUSE_S)
-        self._dialer = Dialer(settings)
-        self._helper = ThreadPoolExecutor(DIALLING, "kvprefetch-redis")
+        dialer = Dialer(settings)
+        self._name = dialer.name
+        self._lines = Lines(dialer)
         self._lock = threading.Lock()
-        self._idle: defaultdict[Address, deque[Wire]] = defaultdict(deque)
-        self._waiting = 0  # calls to the helper that are not done
-        self._map: SlotMap | None = None
-        self._mapping: Future[SlotMap] | None = None
-        self._known: deque[Address] = deque()  # a Cluster's nodes, when the map was last read
-        self._exchanges = 0
-        self._lent = 0
+        self._exchanges = 0  # under way
         self._is_closed = False
-        self._get_ready()
 
     def run(self, commands: Sequence[Command]) -> list[Any]:
         """One exchange of small commands: their answers, in order; an error is returned as one. TierUnavailable.
@@ -78,8 +66,8 @@ class RedisLink:
         """A conversation. Answers not read by its end are read and dropped. Raises TierUnavailable."""
         if self._is_closed or not self.breaker.allows(self.clock()):
             state = "closed" if self._is_closed else "out of reach, and is asked again soon"
-            raise TierUnavailable(f"Redis {self._dialer.name} is {state}")
-        exchange = Exchange(self)
+            raise TierUnavailable(f"Redis {self._name} is {state}")
+        exchange = Exchange(self._lines, self.timeout_s)
         with self._lock:
             self._exchanges += 1
         try:
@@ -87,19 +75,19 @@ class RedisLink:
             exchange.drain()
         except MOVED as error:
             exchange.drop()
-            self._forget_map()
+            self._lines.forget_map()
             self._answered()
-            raise TierUnavailable(f"Redis Cluster {self._dialer.name}: keys are being moved") from error
-        except (_NotYet, CancelledError) as error:  # what is there is good, and so is what comes later
+            raise TierUnavailable(f"Redis Cluster {self._name}: keys are being moved") from error
+        except NotYet as error:  # what is there is good, and so is what comes later
             exchange.give_back()
             self._failed(error)
-            raise TierUnavailable(f"Redis {self._dialer.name}: {error}") from error
+            raise TierUnavailable(f"Redis {self._name}: {error}") from error
         except (RedisError, RedisClusterException, OSError) as error:
             exchange.drop()
             self._failed(error)
-            self._close_idle()
-            self._forget_map()
-            raise TierUnavailable(f"Redis {self._dialer.name}: {error}") from error
+            self._lines.close_idle()
+            self._lines.forget_map()
+            raise TierUnavailable(f"Redis {self._name}: {error}") from error
         except BaseException:
             exchange.drop()
             self.breaker.failed(self.clock())
@@ -114,146 +102,31 @@ class RedisLink:
     def check(self) -> None:
         """Raises AccountingError where a connection was not given back."""
         with self._lock:
-            if self._lent and not self._exchanges:
-                raise AccountingError(f"{self._lent} connections to Redis are lent, and nobody uses them")
+            if self._lines.lent and not self._exchanges:
+                raise AccountingError(f"{self._lines.lent} connections to Redis are lent, and nobody uses them")
 
     def close(self) -> None:
-        """Close idle connections; those in use are closed as they are given back. Calling it again does nothing."""
-        with self._lock:
-            self._is_closed = True
-        self._helper.shutdown(wait=False, cancel_futures=True)
-        self._close_idle()
-        self._forget_map()
+        """Let go of all connections: those in use, as they are given back. Calling it again does nothing."""
+        self._is_closed = True
+        self._lines.close()
 
-    # -- for exchanges ---------------------------------------------------------------------------------
-    def address_of(self, key: str | bytes, limit: Limit) -> Address:
-        """Which server holds it."""
-        if not self._dialer.is_cluster:
-            return self._dialer.address
-        return (self._map or self._wait_for_map(limit)).address_of(key)
-
-    def take(self, address: Address, limit: Limit) -> Wire:
-        """A connection to it: an idle one, else one that the helper opens."""
-        connection = self._take_idle(address)
-        if connection is None:
-            dialled = self._aside(lambda: self._dialer.dial(address))
-            try:
-                connection = dialled.result(limit.left())
-            except TimeoutError as error:
-                dialled.add_done_callback(lambda future: self._keep(address, future))
-                raise _NotYet("still connecting") from error
-        connection.limit = limit
-        with self._lock:
-            self._lent += 1
-        return connection
-
-    def give_back(self, address: Address, connection: Wire, *, is_clean: bool) -> None:
-        """It is not used any more; a connection on which something is still due is closed."""
-        with self._lock:
-            self._lent -= 1
-        if is_clean and not self._is_closed:
-            self._idle[address].append(connection)
-        else:
-            connection.disconnect()
-
-    def _get_ready(self) -> None:
-        """Connect, so that the first who asks need not wait."""
-        if self._dialer.is_cluster:
-            self._mapping = self._aside(self._read_map)
-        else:
-            address = self._dialer.address
-            dialled = self._aside(lambda: self._dialer.dial(address))
-            dialled.add_done_callback(lambda future: self._keep(address, future))
-
-    # -- connections -----------------------------------------------------------------------------------
-    def _take_idle(self, address: Address) -> Wire | None:
-        idle = self._idle[address]
-        while idle:
-            try:
-                connection = idle.pop()
-            except IndexError:  # another thread was faster
-                return None
-            if connection.is_quiet():
-                return connection
-            connection.disconnect()
-        return None
-
-    def _aside(self, work: Callable[[], T]) -> "Future[T]":
-        """Have the helper do it, unless it has more than enough to do."""
-
-        def done(_: Future[T]) -> None:
-            with self._lock:
-                self._waiting -= 1
-
-        with self._lock:
-            if self._is_closed or self._waiting >= 2 * DIALLING:
-                raise ConnectionError("too many connections are being opened")
-            future = self._helper.submit(work)
-            self._waiting += 1
-        future.add_done_callback(done)
-        return future
-
-    def _keep(self, address: Address, dialled: "Future[Wire]") -> None:
-        """A connection came too late for the one who wanted it: for the next one."""
-        if dialled.cancelled() or dialled.exception() is not None:
-            return
-        if self._is_closed:
-            dialled.result().disconnect()
-        else:
-            self._idle[address].append(dialled.result())
-
-    def _close_idle(self) -> None:
-        for idle in list(self._idle.values()):
-            while idle:
-                try:
-                    idle.pop().disconnect()
-                except IndexError:  # another thread was faster
-                    break
-
-    # -- the map of a Cluster --------------------------------------------------------------------------
-    def _wait_for_map(self, limit: Limit) -> SlotMap:
-        with self._lock:
-            mapping = self._mapping
-        if mapping is None or (mapping.done() and mapping.exception() is not None):
-            mapping = self._mapping = self._aside(self._read_map)
-        try:
-            return mapping.result(limit.left())
-        except TimeoutError as error:
-            raise _NotYet("its map is still being read") from error
-
-    def _read_map(self) -> SlotMap:
-        """The map, and an idle connection to each node: who waits has no time for one after the other."""
-        self._known.rotate()  # the first one may be the one that is dead
-        slots = self._dialer.map_slots(list(self._known))
-        self._known = deque(slots.nodes)
-        for address in slots.nodes:
-            if not self._idle[address]:
-                self._idle[address].append(self._dialer.dial(address))
-        self._map = slots
-        return slots
-
-    def _forget_map(self) -> None:
-        with self._lock:
-            self._map = self._mapping = None
-
-    # -- how it goes -----------------------------------------------------------------------------------
     def _failed(self, error: Exception) -> None:
         if not self.breaker.is_open:
-            log.warning("Redis %s: %s", self._dialer.name, error)
+            log.warning("Redis %s: %s", self._name, error)
         self.breaker.failed(self.clock())
 
     def _answered(self) -> None:
         if self.breaker.is_open:
-            log.info("Redis %s answers again", self._dialer.name)
+            log.info("Redis %s answers again", self._name)
         self.breaker.succeeded()
 
 
 class Exchange:
     """One conversation, of one thread."""
 
-    def __init__(self, link: RedisLink) -> None:
-        self.limit = Limit(link.timeout_s)
-        self._link = link
+    def __init__(self, lines: Lines, timeout_s: float) -> None:
+        self.limit = Limit(timeout_s)
+        self._lines = lines
         self._open: dict[Address, Wire] = {}
         self._due: deque[Wire] = deque()  # who owes the next answers
 
@@ -262,11 +135,11 @@ class Exchange:
 
         All that is run within the same `limit` must be done by then.
         """
+        owners = [self._connection(command) for command in commands]
         batches: dict[int, tuple[Wire, list[Command]]] = {}
-        for command in commands:
-            connection = self._connection(command)
+        for connection, command in zip(owners, commands, strict=True):
             batches.setdefault(id(connection), (connection, []))[1].append(command)
-            self._due.append(connection)
+        self._due.extend(owners)
         for connection, batch in batches.values():
             connection.send_packed_command(connection.pack_commands(batch))
         return [self._receive() for _ in commands]
@@ -305,16 +178,16 @@ class Exchange:
 
     def _end(self, *, is_clean: bool) -> None:
         for address, connection in self._open.items():
-            self._link.give_back(address, connection, is_clean=is_clean)
+            self._lines.give_back(address, connection, is_clean=is_clean)
         self._open.clear()
         self._due.clear()
 
     def _connection(self, command: Command) -> Wire:
         key = command[1]
         assert isinstance(key, str | bytes)
-        address = self._link.address_of(key, self.limit)
+        address = self._lines.address_of(key, self.limit)
         if address not in self._open:
-            self._open[address] = self._link.take(address, self.limit)
+            self._open[address] = self._lines.take(address, self.limit)
         return self._open[address]
 
     def _send(self, command: Command) -> None:
