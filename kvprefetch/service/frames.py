@@ -22,6 +22,14 @@ class Sealed(NamedTuple):
     checksum: int
 
 
+class Arrived(NamedTuple):
+    """A block in a frame."""
+
+    at: int  # where its bytes begin
+    data: memoryview
+    checksum: int
+
+
 def most_blocks(block_bytes: int, frame_bytes: int = FRAME_BYTES) -> int:
     """How many blocks go into one frame; at least 1."""
     return max(1, (frame_bytes - _COUNT.size) // (block_bytes + _ENTRY.size))
@@ -33,7 +41,7 @@ def pack(blocks: Sequence[Sealed]) -> bytes:
     return b"".join([*head, *(block.data for block in blocks)])
 
 
-def unpack(frame: bytes, block_bytes: int) -> Iterator[Sealed]:
+def unpack(frame: bytes, block_bytes: int) -> Iterator[Arrived]:
     """Its blocks, as views. Raises ValueError where it is no frame of whole blocks of `block_bytes`."""
     view = memoryview(frame)
     if len(frame) < _COUNT.size:
@@ -46,7 +54,7 @@ def unpack(frame: bytes, block_bytes: int) -> Iterator[Sealed]:
         length, checksum = _ENTRY.unpack_from(frame, _COUNT.size + index * _ENTRY.size)
         if length != block_bytes:
             raise ValueError(f"a block of {length} bytes, not {block_bytes}")
-        yield Sealed(view[at : at + block_bytes], checksum)
+        yield Arrived(at, view[at : at + block_bytes], checksum)
         at += block_bytes
 
 

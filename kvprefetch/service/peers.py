@@ -8,10 +8,12 @@ Promises
 """
 
 import asyncio
+import ctypes
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -26,6 +28,7 @@ from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers.breaker import Breaker
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.tiers.directory import Directory, longest_run
+from kvprefetch.tiers.mapped import address_of
 from kvprefetch.v1.cache_pb2 import ReadRequest
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 0.05
 READ = "/kvprefetch.v1.Cache/Read"
 _MOST_NODES = 256
+_WINDOW = (("grpc.http2.lookahead_bytes", 4 * 2**20), ("grpc.http2.bdp_probe", 0))
+"""What comes before it is asked for stays within a processor's caches."""
 _MOST_PLACES = 65_536  # keys of which we remember where they are
 
 
@@ -97,6 +102,7 @@ class Peers:
         if node is None:
             host_and_port(address, address)  # whoever writes to Redis may not have our token sent in the clear
             end = endpoint(address, self.settings.peer_token, ca=self.settings.peer_ca)
+            end = replace(end, options=(*end.options, *_WINDOW))
             node = self._nodes[address] = end, open_async_channel(end), Breaker()
             if len(self._nodes) > _MOST_NODES:
                 _, (_, old, _) = self._nodes.popitem(last=False)
@@ -106,7 +112,10 @@ class Peers:
 
 
 class Take:
-    """Copies frames' blocks into memory, in a thread, as long as they are whole."""
+    """Copies frames' blocks into memory, in a thread, as long as they are whole.
+
+    Each of `into` is writable, contiguous, and has `block_bytes`.
+    """
 
     def __init__(self, into: Sequence[memoryview], block_bytes: int, threads: ThreadPoolExecutor) -> None:
         self.into, self.block_bytes, self.threads = into, block_bytes, threads
@@ -119,11 +128,12 @@ class Take:
         return len(self.sums) < len(self.into) and not self.is_corrupt
 
     def _copy(self, frame: bytes) -> None:
+        source = ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p).value or 0
         for block in unpack(frame, self.block_bytes):
             if len(self.sums) == len(self.into):
                 return
             target = self.into[len(self.sums)]
-            target[:] = block.data
+            ctypes.memmove(address_of(target), source + block.at, target.nbytes)  # other threads run meanwhile
             if checksum(target) != block.checksum:
                 self.is_corrupt = True
                 return

@@ -12,7 +12,7 @@ BLOCK = 100
 @given(st.lists(st.tuples(st.binary(min_size=BLOCK, max_size=BLOCK), st.integers(0, 2**64 - 1)), max_size=5))
 def test_what_is_packed_comes_out_again(blocks: list[tuple[bytes, int]]) -> None:
     frame = pack([Sealed(memoryview(data), checksum) for data, checksum in blocks])
-    assert [(bytes(data), checksum) for data, checksum in unpack(frame, BLOCK)] == blocks
+    assert [(bytes(block.data), block.checksum) for block in unpack(frame, BLOCK)] == blocks
 
 
 @given(st.binary(max_size=3 * BLOCK))
