@@ -1,6 +1,6 @@
 """Block keys: a SHA-256 chain over a sequence's tokens, hung from a keyed root (law 4).
 
-Encoding, version 1 (fixed: a change of it raises KEY_VERSION, and with it every root):
+Encoding, version 2 (fixed: a change of it raises KEY_VERSION, and with it every root):
 
     root  = HMAC-SHA256(secret, canonical JSON of {version, namespace, fingerprint})
     key_0 = SHA-256(root  ‖ tokens of block 0 as little-endian uint32)
@@ -21,7 +21,7 @@ from hashlib import sha256
 
 from kvprefetch.errors import InvalidRequest
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 BlockKey = bytes
 _UINT32 = "I" if array("I").itemsize == 4 else "L"
 

@@ -22,18 +22,19 @@ MODEL = Fingerprint(
     adapter="",
     block_tokens=4,
     layout="v1",
+    numerics="cpu",
 )
 ROOT = root_key(SECRET, ANN, MODEL)
 TOKENS = [0, 1, 255, 256, 65_536, 151_643, 2**31, 2**32 - 1]
 
 
-def test_version_1_is_fixed() -> None:
+def test_version_2_is_fixed() -> None:
     """Other processes and stored pages rely on these bytes; a change of them raises KEY_VERSION."""
-    assert KEY_VERSION == 1
-    assert ROOT.hex() == "fb355c2cef60b7ee167ad4b015e09028bcc3b31d5766717b5f0a7c5d1e352d02"
+    assert KEY_VERSION == 2
+    assert ROOT.hex() == "1994be131095081f40dfe2412b5fcf98eda663afaeb6a3c111798eebc2b9ccc4"
     assert [key.hex() for key in block_keys(ROOT, TOKENS, 4)] == [
-        "3386e03c2a1d8c12e58e220108a6b636798494fb49aa9463980a3bb605fb07e6",
-        "aaeda3d2a347d9e48f83164f6e018c0bb8a90eda55c2ceef6345b7e80aac2178",
+        "819b096562636ef2af461485c4838990cf8fcc12974cd390cd3059e8b0f8cadb",
+        "4a3cbfa758bc0f05e14e1fc416c69118bb7f537b0676546aa4f62b1899152846",
     ]
 
 
@@ -45,13 +46,14 @@ def test_keys_are_a_sha256_chain_hung_from_a_keyed_root() -> None:
             "config": "c1",
             "dtype": "bfloat16",
             "layout": "v1",
+            "numerics": "cpu",
             "quantisation": "",
             "rope": "default",
             "tp_rank": 0,
             "weights": "w1",
         },
         "namespace": ["private", "ann"],
-        "version": 1,
+        "version": 2,
     }
     root = hmac.new(SECRET, json.dumps(body, separators=(",", ":")).encode("ascii"), sha256).digest()
     first = sha256(root + pack("<4I", *TOKENS[:4])).digest()

@@ -30,7 +30,7 @@ headers = st.builds(
     hashes,
     st.one_of(st.just(b""), hashes),
     st.text(max_size=16),
-    u64,
+    st.integers(0, 2**63 - 1),
     u64,
     u64,
     st.binary(min_size=16, max_size=16),

@@ -14,6 +14,7 @@ from processes import until
 from kvprefetch.client.channel import open_channel
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.inprocess import Local
+from kvprefetch.service.figures import figures
 from kvprefetch.service.run import build_server
 from kvprefetch.service.server import Server
 from kvprefetch.service.shelf import Shelf
@@ -68,7 +69,7 @@ class ServiceThread:
         return asyncio.run_coroutine_threadsafe(there(), self._loop).result(30)
 
     def stats(self) -> dict[str, Any]:
-        return self.call(lambda shelf: shelf.stats())  # type: ignore[no-any-return]
+        return self.call(figures)  # type: ignore[no-any-return]
 
     def check(self) -> None:
         self.call(lambda shelf: shelf.check())
