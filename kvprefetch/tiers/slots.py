@@ -68,8 +68,6 @@ def encode(header: SlotHeader) -> bytes:
     tenant = header.tenant.encode()
     if len(header.key) != 32 or len(header.parent) not in (0, 32) or len(tenant) > 64 or len(header.instance) != 16:
         raise ValueError("keys have 32 bytes, an instance 16, and a tenant's name at most 64")
-    if header.sequence >= _MOST_SEQUENCE:
-        raise ValueError(f"sequence {header.sequence}: below 2**63")
     body = _BODY.pack(
         header.state,
         len(tenant),
