@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from kvprefetch.errors import ArenaRefused, SettingsError, TierError
+from kvprefetch.errors import ArenaRefused, KVPrefetchError, SettingsError, TierError
 from kvprefetch.service.announcer import Announcer
 from kvprefetch.service.figures import figures
 from kvprefetch.service.lane import Clock, Lane
@@ -39,6 +39,7 @@ from kvprefetch.tiers.slots import Owner
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+_MOST_REFUSALS = 64
 
 
 class Node:
@@ -50,6 +51,7 @@ class Node:
         self.me = Owner(secrets.token_bytes(16), os.getpid(), start_time(os.getpid()) or 0)
         self.shelves: dict[str, Shelf] = {}
         self.refusals: dict[str, str] = {}  # namespace and tier → why it does without
+        self.deaths = 0  # of workers, proved
         self.on_death: list[Callable[[bytes], None]] = []
         self._models: dict[str, Model] = {}  # by fingerprint
         self._secret = service_secret(settings)
@@ -89,7 +91,7 @@ class Node:
         async with self._opening.setdefault(model.namespace, asyncio.Lock()):
             shelf = self.shelves.get(model.namespace)
             if shelf is None:
-                shelf = await self._open(model)
+                shelf = await self._open_or_say_why(model)
         return shelf
 
     def secret(self, model: Model) -> bytes:
@@ -125,6 +127,7 @@ class Node:
             },
             "refused": dict(self.refusals),
             "watched": len(self._watch),
+            "died": self.deaths,
         }
 
     async def check(self) -> None:
@@ -148,6 +151,19 @@ class Node:
         return totals
 
     # -- within ----------------------------------------------------------------------------------------
+    async def _open_or_say_why(self, model: Model) -> Shelf:
+        """Workers ask again and again: the log is told once."""
+        name = f"{model.namespace} arena"
+        try:
+            shelf = await self._open(model)
+        except KVPrefetchError as error:
+            if self.refusals.get(name) != str(error) and len(self.refusals) < _MOST_REFUSALS:
+                self.refusals[name] = str(error)
+                log.warning("the model %r does without an arena: %s", model.name, error)
+            raise
+        self.refusals.pop(name, None)
+        return shelf
+
     async def _open(self, model: Model) -> Shelf:
         host = await asyncio.to_thread(self._open_host, model)
         try:
@@ -206,6 +222,7 @@ class Node:
         return DiskTier(path, model.namespace, model.block_bytes, slots, self.clock)
 
     def _died(self, instance: bytes) -> None:
+        self.deaths += 1
         self._owners.pop(instance, None)
         for shelf in self.shelves.values():
             shelf.leases.died(instance)
