@@ -11,13 +11,14 @@ from pathlib import Path
 from faults_case import Campaign, Case
 from faults_drive import joined, known, shared
 from faults_node import Node, Worker
+from faults_process import until
 
 from kvprefetch.tiers.layout import PAGE, Layout, decode
 from kvprefetch.tiers.slots import HEADER_BYTES, SlotState
 
 _CORRUPT = (r"arena_read_total\{corrupt\}", r"lookup_missed.*\{corrupt\}", r"host\.(corrupt|damaged)")
 _DAMAGED = (r"host\.damaged",)
-_REFUSED = (r"arena_read_total\{unavailable\}", r"lookup_missed.*\{unavailable\}")
+_REFUSED = (r"\.refused\..* arena",)
 
 
 class Bits:
@@ -55,9 +56,9 @@ def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
     (path,) = (node.folder / "arena").glob("*.arena")
     bits = Bits(path, len(campaign.rows))
     with campaign.case("arena: headers flipped", "between writing and reading", [node], _CORRUPT) as case:
-        _flip_and_read(case, one, two, lambda: bits.flip(bits.in_headers(bits.slots(SlotState.SEALED))))
+        flip_and_read(case, one, two, lambda: bits.flip(bits.in_headers(bits.slots(SlotState.SEALED))))
     with campaign.case("arena: blocks flipped", "between writing and reading", [node], _CORRUPT) as case:
-        _flip_and_read(case, one, two, lambda: bits.flip(bits.in_blocks(bits.slots(SlotState.SEALED))))
+        flip_and_read(case, one, two, lambda: bits.flip(bits.in_blocks(bits.slots(SlotState.SEALED))))
     with campaign.case("arena: headers and blocks flipped", "under load", [node], _CORRUPT) as case:
         with case.load([one, two]):
             for _ in range(10 if campaign.is_quick else 30):
@@ -79,7 +80,7 @@ def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
         _refused(campaign, node, one, two, path)
 
 
-def _flip_and_read(case: Case, one: Worker, two: Worker, flip: Callable[[], None]) -> None:
+def flip_and_read(case: Case, one: Worker, two: Worker, flip: Callable[[], None]) -> None:
     shared(case, one, two)
     prompts = known(case, one, 6)
     flip()
@@ -103,12 +104,13 @@ def _refused(campaign: Campaign, node: Node, one: Worker, two: Worker, path: Pat
             assert node.service is not None
             node.service.kill()
             spoil()
-            service = node.serve(halting=True)
-            service.says("delete")
+            node.serve(halting=True)
+            until(lambda: "delete" in str(node.stats()["refused"]), "an arena that is not used is not told", 20)
+            case.look([node])
             for _ in range(4):
                 case.ask(one)
                 case.ask(two)
-            path.unlink()
+            path.unlink()  # as it was told
             joined(node)
             shared(case, one, two)
 

@@ -91,12 +91,11 @@ _LINES = (  # what is hardly HTTP
 def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
     """Both halves. The node's service runs."""
     count = 100 if campaign.is_quick else 500
-    rng = random.Random(len(campaign.rows))
     with campaign.case("malformed gRPC", f"{count} calls", [node], _NAMES[:1]) as case:
-        statuses = _grpc(case, node, count, rng, [one, two])
+        statuses = over_grpc(case, node, count, [one, two])
     campaign.rows[-1]["statuses"] = statuses
     with campaign.case("malformed HTTP", f"{count} requests", [node], _NAMES[1:]) as case:
-        statuses = _http(case, one, count, rng, [one, two])
+        statuses = over_http(case, one, count, [one, two])
     campaign.rows[-1]["statuses"] = statuses
 
 
@@ -144,8 +143,9 @@ def _fill(message: Message, field: Any, rng: random.Random) -> None:
         getattr(message, field.name).extend([value] * rng.randrange(3))
 
 
-def _grpc(case: Case, node: Node, count: int, rng: random.Random, workers: list[Worker]) -> dict[str, int]:
-    known, statuses = list(methods()), Counter[str]()
+def over_grpc(case: Case, node: Node, count: int, workers: list[Worker]) -> dict[str, int]:
+    """So many calls, and a good request to a worker now and then; how many answers of each status."""
+    rng, known, statuses = random.Random(count), list(methods()), Counter[str]()
     with open_channel(node.address) as channel:
         for number in range(count):
             if number % 25 == 0:
@@ -214,8 +214,9 @@ def _parses(kind: type[Message], body: bytes) -> bool:
 
 
 # -- HTTP ----------------------------------------------------------------------------------------------
-def _http(case: Case, one: Worker, count: int, rng: random.Random, workers: list[Worker]) -> dict[str, int]:
-    statuses = Counter[str]()
+def over_http(case: Case, one: Worker, count: int, workers: list[Worker]) -> dict[str, int]:
+    """The same of requests to a worker's endpoint."""
+    rng, statuses = random.Random(count), Counter[str]()
     with httpx.Client(base_url=one.url, timeout=20) as http:
         for number in range(count):
             if number % 25 == 0:

@@ -48,10 +48,10 @@ def write_model(folder: Path) -> Path:
 
 
 class Worker:
-    """A worker process and how to ask it. `url` waits until it serves."""
+    """A worker process and how to ask it. `url` waits until it serves; `orders`: where it is told to halt."""
 
-    def __init__(self, name: str, process: Process) -> None:
-        self.name, self.process = name, process
+    def __init__(self, name: str, process: Process, orders: Path) -> None:
+        self.name, self.process, self.orders = name, process, orders
         self._http = httpx.Client(timeout=60)
         self._url = self._model = ""
 
@@ -151,8 +151,9 @@ class Node:
         self.service = Process(run, self.folder / "service.log")
         return self.service
 
-    def start_worker(self, name: str, *, address: str = "", orders: Path | None = None) -> Worker:
+    def start_worker(self, name: str, *, address: str = "", halting: bool = False) -> Worker:
         """Start a worker; `url` waits for it. `address` none: it shares nothing."""
+        orders = self.folder / f"{name}.orders"
         run = command(
             "worker",
             "--model",
@@ -163,9 +164,9 @@ class Node:
             str(self.settings),
             "--port",
             "0",
-            orders=orders,
+            orders=orders if halting else None,
         )
-        worker = Worker(name, Process(run, self.folder / f"{name}.log"))
+        worker = Worker(name, Process(run, self.folder / f"{name}.log"), orders)
         self.workers.append(worker)
         return worker
 

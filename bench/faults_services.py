@@ -17,9 +17,9 @@ def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
     for step in steps:
         _restart(node)
         with campaign.case("service SIGSTOP", step, [node], _GONE) as case:
-            _halt(case, node, one, two, step, is_killed=False)
+            halt_service(case, node, one, two, step, is_killed=False)
         with campaign.case("service SIGKILL", step, [node], _GONE) as case:
-            _halt(case, node, one, two, step, is_killed=True)
+            halt_service(case, node, one, two, step, is_killed=True)
     _restart(node)
     restarts = 2 if campaign.is_quick else 4
     with campaign.case("service killed and restarted under load", "any", [node], _GONE) as case:
@@ -46,7 +46,8 @@ def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
         shared(case, one, two)
 
 
-def _halt(case: Case, node: Node, one: Worker, two: Worker, step: str, *, is_killed: bool) -> None:
+def halt_service(case: Case, node: Node, one: Worker, two: Worker, step: str, *, is_killed: bool) -> None:
+    """The service halts at a step, is killed there or goes on, and all is as before."""
     shared(case, one, two)
     prompts = known(case, one, 4)
     process = node.service

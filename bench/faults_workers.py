@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from faults_case import Campaign, Case
 from faults_drive import answer_of, ask_all, halted, joined, known, shared
@@ -22,24 +21,24 @@ _HELD = (
     r"misses\.in_flight",
     r"arena_written_total\{present\}",
 )
-_DIED = (r"_died",)
+_DIED = (r"_died", r"\.died$")
 _BACK = (r"readmitted_returned", r"quarantined", r"returned")
 
 
 def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
     """All cases. The node's service runs."""
     steps = WORKER_STEPS if not campaign.is_quick else ("writing", "loading")
-    victims = {step: node.start_worker(f"victim-{at}", orders=_orders(node, at)) for at, step in enumerate(steps)}
+    victims = {step: node.start_worker(f"victim-{at}", halting=True) for at, step in enumerate(steps)}
     proxy = Proxy(node.port)
-    stale = node.start_worker("stale", address=f"127.0.0.1:{proxy.port}", orders=_orders(node, 99))
+    stale = node.start_worker("stale", address=f"127.0.0.1:{proxy.port}", halting=True)
     for worker in (*victims.values(), stale):
         assert worker.url
     joined(node)
-    for at, (step, victim) in enumerate(victims.items()):
+    for step, victim in victims.items():
         with campaign.case("worker SIGSTOP", step, [node], _HELD) as case:
-            _halt(case, node, one, two, victim, at, step, is_killed=False)
+            halt_worker(case, node, one, two, victim, step)
         with campaign.case("worker SIGKILL", step, [node], _DIED) as case:
-            _halt(case, node, one, two, victim, at, step, is_killed=True)
+            halt_worker(case, node, one, two, victim, step, is_killed=True)
         node.end_worker(victim)
     try:
         _stale(campaign, node, one, two, stale, proxy)
@@ -48,16 +47,17 @@ def run(campaign: Campaign, node: Node, one: Worker, two: Worker) -> None:
         proxy.close()
 
 
-def _halt(
-    case: Case, node: Node, one: Worker, two: Worker, victim: Worker, at: int, step: str, *, is_killed: bool
+def halt_worker(
+    case: Case, node: Node, one: Worker, two: Worker, victim: Worker, step: str, *, is_killed: bool = False
 ) -> None:
+    """A worker halts at a step, is killed there or goes on, and all is as before for the others."""
     shared(case, one, two)
     (prompt,) = [case.documents.next()] if step in _WRITING else known(case, one, 1)
     answers: list[str] = []
-    with halted(case, _orders(node, at), victim.process, step, answer_of(victim, prompt, answers)):
+    with halted(case, victim.orders, victim.process, step, answer_of(victim, prompt, answers)):
         what = "reservations" if step in _RESERVED else "leases"
-        if step != "committed" and not _settles(lambda: _held(node)[what] == 1):
-            case.complain(f"a worker that stands still has {_held(node)[what]} {what}")
+        if step != "committed" and not _settles(lambda: held(node)[what] == 1):
+            case.complain(f"a worker that stands still has {held(node)[what]} {what}")
         case.ask(one, prompt)  # what the halted one is writing, or reading
         ask_all(case, [one, two], 4, [prompt])
         _settles(lambda: node.stats()["service"]["silent"] > 0)
@@ -79,9 +79,9 @@ def _stale(campaign: Campaign, node: Node, one: Worker, two: Worker, stale: Work
     with campaign.case("worker SIGSTOP, its line cut", "writing", [node], _BACK) as case:
         shared(case, stale, two)
         prompt, answers = case.documents.next(), list[str]()
-        with halted(case, _orders(node, 99), stale.process, "writing", answer_of(stale, prompt, answers)):
+        with halted(case, stale.orders, stale.process, "writing", answer_of(stale, prompt, answers)):
             proxy.cut()
-            until(lambda: _held(node)["quarantined_vanished"] > 0, "a vanished worker's slots are not quarantined", 10)
+            until(lambda: held(node)["quarantined_vanished"] > 0, "a vanished worker's slots are not quarantined", 10)
             _fill(case, one, two)
         joined(node)
         _after(case, stale, two, prompt, answers)
@@ -89,7 +89,7 @@ def _stale(campaign: Campaign, node: Node, one: Worker, two: Worker, stale: Work
         with campaign.case(f"worker SIGSTOP, service {how} and restarted", "writing", [node], _BACK) as case:
             shared(case, stale, two)
             prompt, answers = case.documents.next(), list[str]()
-            with halted(case, _orders(node, 99), stale.process, "writing", answer_of(stale, prompt, answers)):
+            with halted(case, stale.orders, stale.process, "writing", answer_of(stale, prompt, answers)):
                 assert node.service is not None
                 if how == "killed":
                     node.service.kill()
@@ -98,13 +98,13 @@ def _stale(campaign: Campaign, node: Node, one: Worker, two: Worker, stale: Work
                 node.serve(halting=True)
                 joined(node, 2)
                 ask_all(case, [one], 1)
-                if not _held(node)["quarantined_orphaned"]:
+                if not held(node)["quarantined_orphaned"]:
                     case.complain("what a worker that stands still was writing to is not quarantined after a restart")
                 _fill(case, one, two)
             joined(node)
             _after(case, stale, two, prompt, answers)
     with campaign.case("worker and service SIGKILL", "writing", [node], (*_DIED, r"arena_read_total")) as case:
-        with halted(case, _orders(node, 99), stale.process, "writing", answer_of(stale, case.documents.next(), [])):
+        with halted(case, stale.orders, stale.process, "writing", answer_of(stale, case.documents.next(), [])):
             assert node.service is not None
             node.service.kill()
             stale.process.kill()
@@ -139,14 +139,10 @@ def _settles(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def _held(node: Node) -> dict[str, int]:
+def held(node: Node) -> dict[str, int]:
     """Over all namespaces."""
     total: dict[str, int] = {}
     for namespace in node.stats()["namespaces"].values():
         for name, count in namespace["held"].items():
             total[name] = total.get(name, 0) + count
     return total
-
-
-def _orders(node: Node, at: int) -> Path:
-    return node.folder / f"orders-{at}"

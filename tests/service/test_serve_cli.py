@@ -90,7 +90,7 @@ def test_any_number_of_signals_ends_it_with_0(home: Path) -> None:
         service.says("listening")
         while service.process.poll() is None:
             service.send(signal.SIGTERM)
-            time.sleep(0.001)  # as a storm without a pause it would leave the process no time to end
+            time.sleep(0.005)  # as a storm without a pause it would leave the process no time to end
         assert service.process.returncode == 0
 
 
