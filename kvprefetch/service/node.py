@@ -14,6 +14,8 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from kvprefetch.errors import ArenaRefused, KVPrefetchError, SettingsError, Tier
 from kvprefetch.service.announcer import Announcer
 from kvprefetch.service.figures import figures
 from kvprefetch.service.lane import Clock, Lane
-from kvprefetch.service.namespace import Model, service_secret
+from kvprefetch.service.namespace import INSTANCE_BYTES, Model, service_secret
 from kvprefetch.service.peers import NodeSource, Peers
 from kvprefetch.service.shelf import Behind, Shelf
 from kvprefetch.service.watch import Watch, is_alive, start_time
@@ -172,12 +174,19 @@ class Node:
         except BaseException:
             host.close()
             raise
-        for _, header in host.orphans:
-            orphaned = Owner(header.instance, header.pid, header.started)
-            self._owners.setdefault(orphaned.instance, orphaned)
-            self._watch.add(orphaned.instance, orphaned.pid, orphaned.started)
+        self._adopt_orphans(shelf)
         self.shelves[model.namespace], self._models[model.fingerprint] = shelf, model
         return shelf
+
+    def _adopt_orphans(self, shelf: Shelf) -> None:
+        """Slots that living processes had reserved from an earlier run of the service."""
+        for block, header in shelf.host.orphans:
+            owner = Owner(header.instance, header.pid, header.started)
+            if self._owners.setdefault(owner.instance, owner) != owner:  # a damaged header names somebody else's
+                owner = replace(owner, instance=sha256(repr(owner).encode()).digest()[:INSTANCE_BYTES])
+                self._owners[owner.instance] = owner
+            shelf.leases.adopt(owner.instance, [block])
+            self._watch.add(owner.instance, owner.pid, owner.started)
 
     def _open_host(self, model: Model) -> HostTier:
         settings = self.settings.arena
@@ -198,20 +207,22 @@ class Node:
             raise
 
     async def _open_behind(self, model: Model) -> Behind:
-        lanes = []
-        if self.settings.disk.dir:
+        behind = Behind() if self._link is None else self._through_redis(model, self._link)
+        if self.settings.disk.dir:  # the last to be opened: nothing after it can fail, and leave it open
             try:
-                lanes.append(Lane(await asyncio.to_thread(self._open_disk, model), self.clock))
+                disk = Lane(await asyncio.to_thread(self._open_disk, model), self.clock)
+                return replace(behind, lanes=[disk, *behind.lanes])
             except TierError as error:
                 self.refusals[f"{model.namespace} disk"] = str(error)
                 log.warning("the model %r does without a disk tier: %s", model.name, error)
-        if self._link is None:
-            return Behind(lanes)
-        redis = self.settings.redis
-        if redis.store_blocks:
-            lanes.append(Lane(RedisTier(redis, model.namespace, model.block_bytes, link=self._link), self.clock))
-        directory = Directory(redis, model.namespace, link=self._link)
-        nodes = NodeSource(self._peers, directory, model.namespace, model.block_bytes, redis.advertise, self.clock)
+        return behind
+
+    def _through_redis(self, model: Model, link: RedisLink) -> Behind:
+        """What other nodes share with this one."""
+        redis, name, size = self.settings.redis, model.namespace, model.block_bytes
+        lanes = [Lane(RedisTier(redis, name, size, link=link), self.clock)] if redis.store_blocks else []
+        directory = Directory(redis, name, link=link)
+        nodes = NodeSource(self._peers, directory, name, size, redis.advertise, self.clock)
         announcer = Announcer(directory, redis.advertise, redis.ttl_s, self.clock) if redis.advertise else None
         return Behind(lanes, nodes, announcer)
 

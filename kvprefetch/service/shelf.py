@@ -83,7 +83,6 @@ class Shelf:
         most_held = max(slots // _HELD_SHARE, 1)
         self.writers = {lane.name: WriteBehind(host, lane, slots, most_held) for lane in behind.lanes}
         self.promoter = Promoter(host, self.leases, owner, behind.sources, clock, self.compute_s, self._brought)
-        self._adopt_orphans()
         if behind.announcer is not None:
             self._announce_all(behind.announcer)
 
@@ -281,11 +280,6 @@ class Shelf:
     def _announce_all(self, announcer: Announcer) -> None:
         announcer.announce(list(self.host.pool.resident))
         self.host.pool.on_evict = _both(self.host.pool.on_evict, lambda block, _: announcer.withdraw([block.key]))
-
-    def _adopt_orphans(self) -> None:
-        """Slots that living workers had reserved from an earlier run of the service."""
-        for block, header in self.host.orphans:
-            self.leases.adopt(header.instance, [block])
 
 
 def _both(first: Callable[[Block, str], None], second: Callable[[Block, str], None]) -> Callable[[Block, str], None]:

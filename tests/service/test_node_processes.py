@@ -3,12 +3,19 @@
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from nodes import Process, Served, eventually, node_settings, run, served
+from wire import BLOCK, chain
+
+from kvprefetch.service.watch import start_time
+from kvprefetch.tiers.arena import ArenaFile
+from kvprefetch.tiers.slots import SlotHeader, SlotState
 
 
 @asynccontextmanager
@@ -227,6 +234,37 @@ def test_orphaned_slots_are_free_when_their_owner_dies_without_coming_back(tmp_p
                 await eventually(lambda: stage.held["quarantined_orphaned"] == 0)
         finally:
             process.end()
+
+    run(story())
+
+
+def test_slots_of_two_processes_that_seem_to_be_one_wait_each_for_its_own(tmp_path: Path) -> None:
+    """A damaged header may name somebody else's instance."""
+
+    async def story() -> None:
+        settings = node_settings(tmp_path)
+        async with served(settings, tmp_path / "s") as stage:
+            told = (await stage.worker()).registered
+            slots = stage.shelf.host.arena.slots
+        sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+        try:
+            arena = ArenaFile.create(told.arena, told.namespace, BLOCK, slots, prefault=False)
+            for slot, each in enumerate(sleepers):
+                reserved = SlotHeader(SlotState.RESERVED, chain("ab")[slot], sequence=9, length=BLOCK)
+                owned = replace(reserved, instance=b"i" * 16, pid=each.pid, started=start_time(each.pid) or 0)
+                arena.write_header(slot, owned)
+            arena.close()
+            async with served(settings, tmp_path / "s") as stage:
+                await stage.worker()
+                assert stage.held["quarantined_orphaned"] == 2
+                for left in (1, 0):
+                    sleepers[left].kill()
+                    await eventually(lambda left=left: stage.held["quarantined_orphaned"] == left)
+                assert stage.node._owners.keys() == {worker.instance for worker in stage.workers}
+        finally:
+            for each in sleepers:
+                each.kill()
+                each.wait()
 
     run(story())
 
