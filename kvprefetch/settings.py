@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import cattrs
@@ -242,6 +242,9 @@ def _strict_converter() -> cattrs.Converter:
 
 def _in_words(error: BaseException, kind: type | None) -> str:
     """Our own errors already say it."""
+    if isinstance(error, cattrs.errors.ForbiddenExtraKeysError):
+        known = ", ".join(sorted(each.name for each in fields(error.cl)))
+        return f"unknown key {', '.join(sorted(error.extra_fields))}; there are {known}"
     return str(error) if isinstance(error, SettingsError) else format_exception(error, kind)
 
 

@@ -24,6 +24,7 @@ def stats(
     with connect(address, token, ca=ca, certificate=certificate, key=key) as kv:
         if check:
             kv.check()
+            click.echo("every slot is accounted for", err=True)
         found = kv.stats()
     del found["client"]  # of this command's own connection
     if as_json:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from kvprefetch.settings import Settings, client_token, load_settings
+from kvprefetch.settings import Settings, client_token, load_settings, parse_bytes
 
 log = logging.getLogger(__name__)
 _FIRST_CONTACT_S = 3.0  # without a service the worker serves all the same
@@ -73,10 +73,21 @@ def _serve(model: str, settings: Settings, address: str | None, credential: dict
     from kvprefetch.client.channel import open_channel
     from kvprefetch.engines.engine import open_engine
     from kvprefetch.http.app import make_app
-    from kvprefetch.http.serving import serve
+    from kvprefetch.http.serving import listen, serve
     from kvprefetch.inprocess import Local
     from kvprefetch.worker.link import Link
 
+    if settings.http.port:
+        listen(settings.http.host, settings.http.port).close()  # better told now than when the model is loaded
+    if not settings.pool.size.strip().endswith("%"):
+        parse_bytes(settings.pool.size, "pool.size")
+    if credential["token"] and not settings.credentials:
+        log.warning(
+            "a token for the service, but no [[credentials]] for HTTP: every request counts as tenant %r; give the "
+            "service's --settings, too",
+            settings.tenant,
+        )
+    click.echo(f"loading {model}, and proving that paged attention answers as the library does", err=True)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     channel = None if address == "none" else open_channel(address, **credential)

@@ -1,5 +1,6 @@
 """Serve an application until SIGTERM or SIGINT; what is in flight then may finish."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2_048)
     except OSError as error:
-        raise SettingsError(f"http: cannot listen on {host}:{port} ({error.strerror}); choose another port") from error
+        raise SettingsError(f"http: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); choose another port") from error
 
 
 def url_of(listener: socket.socket) -> str:

@@ -39,6 +39,7 @@ class Station:
         self._service = ""
         self._outbox: queue.SimpleQueue[workers_pb2.WorkerMessage | None] = queue.SimpleQueue()
         self._broke_at = link.clock()
+        self._told: grpc.StatusCode | None = None  # why there is no service, as was said last
         self.assigned = Assigned(core, lambda message: self._outbox.put(message), link.clock)
         self._closing = threading.Event()
         self._call: Any = None  # both a grpc.Call and an iterator of its messages
@@ -104,7 +105,13 @@ class Station:
                 log.info("the cache service is draining")
 
     def _tell(self, error: grpc.RpcError) -> None:
-        if not self._closing.is_set():
+        """Once for each reason, until the service was there again."""
+        if self._closing.is_set() or error.code() is self._told:
+            return
+        self._told = error.code()
+        if self._told in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            log.error("the cache service refuses this worker (%s); serving without", error.details())
+        else:
             log.warning("no cache service (%s: %s); serving without", error.code().name, error.details())
 
     def _register(self) -> workers_pb2.Register:
@@ -128,7 +135,7 @@ class Station:
         if registered.service == self._service:
             self.assigned.repeat(self._broke_at)
         self._service = registered.service
-        self.is_connected = True
+        self.is_connected, self._told = True, None
         self.registered.set()
 
     def _messages(
