@@ -73,9 +73,9 @@ def test_an_empty_variable_names_no_file(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("sise = 1", r"\(sise\) @ .*kvprefetch\.toml$"),
-        ("[pool]\nblock_token = 32", r"\(block_token\) @ .*\.pool$"),
-        ("[speculate]\nenabled = true", r"\(speculate\)"),
+        ("sise = 1", r"unknown key sise; there are .*, tenant @ .*kvprefetch\.toml$"),
+        ("[pool]\nblock_token = 32", r"unknown key block_token; there are block_tokens, .* @ .*\.pool$"),
+        ("[speculate]\nenabled = true", "unknown key speculate;"),
     ],
 )
 def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path, text: str, named: str) -> None:
