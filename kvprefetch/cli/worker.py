@@ -1,5 +1,6 @@
 """`kvprefetch worker`."""
 
+import gc
 import logging
 import sys
 from dataclasses import replace
@@ -99,6 +100,8 @@ def _serve(model: str, settings: Settings, address: str | None, credential: dict
             station = local.core.station
             if station is not None and not station.registered.wait(_FIRST_CONTACT_S):
                 click.echo("no cache service yet: serving without, and looking for it", err=True)
+            gc.collect()
+            gc.freeze()  # a full collection would look at all that torch brought along: 0.2 s in the midst of a request
             serve(
                 make_app(local, settings),
                 settings.http,
