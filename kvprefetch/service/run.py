@@ -1,6 +1,7 @@
 """One service, from its settings to its end."""
 
 import asyncio
+import gc
 import signal
 import time
 from collections.abc import Callable
@@ -39,6 +40,8 @@ async def run(settings: Settings, ready: Callable[[list[str]], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.hurry)
+    gc.collect()
+    gc.freeze()  # look-ups wait for collections: these need not look at what lives as long as the process
     ready(addresses)
     await server.wait_closed()
     for number in (signal.SIGTERM, signal.SIGINT):
