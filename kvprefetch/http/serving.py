@@ -39,7 +39,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2_048)
     except OSError as error:
-        raise SettingsError(f"http: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); choose another port") from error
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise SettingsError(f"http: cannot listen on {host}:{port} ({why}); choose another port") from error
 
 
 def url_of(listener: socket.socket) -> str:

@@ -189,8 +189,8 @@ def test_between_two_services_redis_carries_it(model: Path, tmp_path: Path) -> N
             assert cold.agrees(two.ask(3)) >= SHARED * BLOCK
             stack.enter_context(nodes[0].serve())
             stack.enter_context(nodes[1].serve())
-            assert cold.agrees(one.ask(4, OTHER)) < SHARED * BLOCK
             size = redis.client().dbsize()
+            assert cold.agrees(one.ask(4, OTHER)) < SHARED * BLOCK
             until(lambda: redis.client().dbsize() > size + SHARED, "nothing is written to Redis after the restart")
             until(lambda: is_connected(two), "the second worker does not come back")
             assert cold.agrees(two.ask(5, OTHER)) >= SHARED * BLOCK
