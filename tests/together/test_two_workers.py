@@ -120,9 +120,9 @@ class Cold:
         self.seconds = time.monotonic() - began
 
     def agrees(self, answer: "Answer") -> int:
-        """The answer is right, and took no longer than loading the model and answering all; its cached tokens."""
+        """The answer is right, and nobody hung: how late requests are, `bench/faults.py` measures; its cached tokens."""
         assert answer.text == self.answers[answer.number]
-        assert answer.seconds < self.seconds
+        assert answer.seconds < 20 * self.seconds
         return answer.cached
 
 
