@@ -120,7 +120,7 @@ class Cold:
         self.seconds = time.monotonic() - began
 
     def agrees(self, answer: "Answer") -> int:
-        """The answer is right, and nobody hung: how late requests are, `bench/faults.py` measures; its cached tokens."""
+        """The answer is right, and did not hang (`bench/faults.py` measures who is late); its cached tokens."""
         assert answer.text == self.answers[answer.number]
         assert answer.seconds < 20 * self.seconds
         return answer.cached
