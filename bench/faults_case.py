@@ -23,6 +23,7 @@ import grpc
 import httpx
 import numpy as np
 from faults_node import VOCABULARY, Node, Worker, flat
+from faults_process import waited_s
 
 TOKENS = 576  # of a document: 36 blocks
 GRACE_S = 0.05
@@ -72,7 +73,7 @@ class Case:
         """Ask a worker, beside the cold run of the same prompt; the tokens that were found ready."""
         prompt = prompt if prompt is not None else self.documents.next()
         expected = self._cold(prompt, http)
-        began = time.perf_counter()
+        waited, began = waited_s(worker.process.pid), time.perf_counter()
         try:
             answer, cached = worker.ask(prompt, http=http.warm if http else None)
         except httpx.HTTPError as error:
@@ -80,9 +81,13 @@ class Case:
                 self.asked.refused.append(f"{worker.name}: {error!r}")
             return 0
         seconds = time.perf_counter() - began
+        waited = waited_s(worker.process.pid) - waited
         with self._lock:
             self.asked.seconds.append(seconds)
-            self.asked.whom.append(f"{worker.name} at {began - self._began:.2f} s, {cached} cached, {seconds:.3f} s")
+            self.asked.whom.append(
+                f"{worker.name} at {began - self._began:.2f} s, {cached} cached: {seconds:.3f} s, of which it waited "
+                f"{waited:.3f} s for a processor"
+            )
             self.asked.cached.append(cached)
             self.asked.wrong += answer != expected
         return cached

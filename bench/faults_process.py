@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE_S = 90.0  # busy machines are slow to start
@@ -109,6 +109,15 @@ def resident_mb(pid: int) -> float:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def waited_s(pid: int) -> float:
+    """How long a process's threads have waited for a processor, all together, since they started."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # it has ended
+            total += int(task.read_text(encoding="ascii").split()[1])
+    return total / 1e9
 
 
 def until(holds: Callable[[], bool], complaint: str, patience_s: float = PATIENCE_S, every_s: float = 0.02) -> None:
