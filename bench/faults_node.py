@@ -134,6 +134,7 @@ class Node:
             [pool]
             block_tokens = {BLOCK}
             size = "8MiB"
+            evicted_memory = 4096
             {self.more}
             """,
             encoding="utf-8",

@@ -201,7 +201,8 @@ class Node:
             lock=settings.lock,
         )
         try:
-            return HostTier(arena, self.clock, is_alive=is_alive, verify=settings.checksums)
+            memory = self.settings.pool.evicted_memory
+            return HostTier(arena, self.clock, is_alive=is_alive, verify=settings.checksums, evicted_memory=memory)
         except BaseException:
             arena.close()
             raise

@@ -60,10 +60,11 @@ class HostTier:
         is_alive: Callable[[int, int], bool] | None = None,
         verify: bool = True,
         wall: Clock = time.time,
+        evicted_memory: int = 65_536,
     ) -> None:
         self.arena, self.clock, self.wall, self.verify = arena, clock, wall, verify
         self.block_bytes = arena.block_bytes
-        self.pool = BlockPool(arena.slots)
+        self.pool = BlockPool(arena.slots, evicted_memory=evicted_memory)
         self.chains = Chains(self.pool)
         self.counters: Counter[str] = Counter()
         self.orphans: list[tuple[Block, SlotHeader]] = []
