@@ -140,7 +140,7 @@ def row_of(routing: str, with_hints: bool, found: list[FollowUp]) -> dict[str, A
 def measure(model: str, texts: Texts, results: Results) -> None:
     """All arms, and the figures."""
     with ExitStack() as stack:
-        node = stack.enter_context(Node("3GiB", SETTINGS))
+        node = stack.enter_context(Node("3GiB", SETTINGS.replace('"1GiB"', '"2GiB"')))
         service = stack.enter_context(node.serve())
         workers = [stack.enter_context(node.start_worker(model, threads=1)) for _ in range(2)]
         askers = [Asker(worker) for worker in workers]
