@@ -25,7 +25,7 @@ def joined(node: Node, workers: int | None = None) -> None:
         except grpc.RpcError:
             return False
 
-    until(there, f"not all of {wanted} workers have registered at {node.name}", 30.0)
+    until(there, f"not all of {wanted} workers have registered at {node.name}")
 
 
 def shared(case: Case, writer: Worker, reader: Worker, patience_s: float = 15.0) -> bool:
