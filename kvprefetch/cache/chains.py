@@ -5,7 +5,8 @@ there: a binary search finds the last. What lies before it is noted once, packed
 so that the answer is exact for any keys, our own or not. Where a sequence has gaps (a block was dropped, or published
 before the one in front of it), so is each part of it.
 
-Pure. Belongs to one pool and is used by whoever may use that. Memory: `max_bytes` of notes.
+Pure. Belongs to one pool and is used by whoever may use that. Memory: `max_bytes` of notes, and at most twice as many
+notes as there are of resident blocks, and a few.
 """
 
 import sys
@@ -19,6 +20,7 @@ from kvprefetch.cache.block import Block
 from kvprefetch.cache.pool import BlockPool
 
 KEY = 32
+_FEW = 64  # notes: so many are never too many
 _UINT32 = "I" if array("I").itemsize == 4 else "L"
 
 
@@ -49,6 +51,7 @@ class Chains:
         self.pool, self.max_bytes = pool, max_bytes
         self._notes: OrderedDict[Block, _Note] = OrderedDict()
         self._noted = 0  # bytes
+        self._sweep_at = _FEW  # notes
         self._moved = pool.moved
 
     def longest(self, keys: bytes) -> Run:
@@ -119,11 +122,21 @@ class Chains:
         return note
 
     def _keep(self, tail: Block, note: _Note) -> None:
+        if len(self._notes) >= self._sweep_at:
+            self._sweep()
         self._notes[tail] = note
         self._noted += len(note.keys) + len(note.pages)
         while self._noted > self.max_bytes and len(self._notes) > 1:
             _, old = self._notes.popitem(last=False)
             self._noted -= len(old.keys) + len(old.pages)
+
+    def _sweep(self) -> None:
+        """Forget blocks that are gone: a note of one would keep it, and all before it, in memory."""
+        resident = self.pool.resident
+        for block in [block for block in self._notes if resident.get(block.key) is not block]:
+            gone = self._notes.pop(block)
+            self._noted -= len(gone.keys) + len(gone.pages)
+        self._sweep_at = 2 * len(self._notes) + _FEW
 
 
 def _swapped(packed: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Look-up by the tail: always what reading block by block would say."""
 
+import gc
 from hashlib import sha256
 
 import hypothesis.strategies as st
@@ -45,6 +46,20 @@ def test_a_use_of_the_tail_keeps_the_whole_sequence_fresh() -> None:
     pool.reserve(3, live(now=4.0))
     assert chains.longest(packed("aaaabbbbcccc")).count == 3
     assert chains.longest(packed("xxxxyyyyzzzz")).count == 0
+
+
+def test_sequences_that_are_gone_are_not_kept_in_memory() -> None:
+    """Each is looked up while it is there."""
+    pool = BlockPool(4)
+    chains = Chains(pool)
+    gc.collect()
+    before = sum(isinstance(each, Block) for each in gc.get_objects())
+    for number in range(400):
+        text = f"{number:04d}aaaa"
+        keep(pool, text, now=float(number))
+        assert chains.longest(packed(text)).count == 2
+    gc.collect()
+    assert sum(isinstance(each, Block) for each in gc.get_objects()) - before < 200
 
 
 def test_the_freshness_of_a_tail_is_inherited_when_it_goes_first() -> None:
