@@ -93,6 +93,7 @@ class _Cases:
         with self.campaign.case("disk file", "emptied while it is used", [self.node], _CORRUPT) as case:
             self._spoil(case, lambda: os.truncate(self.path, 0))
             self._shares(case)
+            case.look([self.node])
             self._while_down(self.path.unlink)  # it has no header any more
             self._shares(case)
         at_rest: dict[str, Callable[[], None]] = {
