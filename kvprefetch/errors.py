@@ -20,6 +20,7 @@ KVPrefetchError
 │   ├── PermissionDenied   the credential's role may not do this
 │   ├── UnknownContext     no context, hint or model is known by that name
 │   └── LimitExceeded      the tenant's limit, or the service's
+├── UpstreamError          an engine behind the gateway cannot be reached, or answers what it should not
 ├── Closed                 the worker or connection was closed
 ├── WorkerFailed           the engine broke while serving; the cause is chained
 └── AccountingError        ``check()`` found a page that is not accounted for
@@ -104,6 +105,10 @@ class UnknownContext(ServiceError):
 
 class LimitExceeded(ServiceError):
     """The tenant's limit, or the service's, is reached."""
+
+
+class UpstreamError(KVPrefetchError):
+    """An engine behind the gateway cannot be reached, took too long, or answers what it should not."""
 
 
 class Closed(KVPrefetchError):

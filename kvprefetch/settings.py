@@ -123,6 +123,36 @@ class HttpSettings:
 
 
 @dataclass(frozen=True)
+class UpstreamSettings:
+    """An engine behind the gateway."""
+
+    url: str  # "http://host:port", with or without /v1
+    api_key: str = field(default="", repr=False)  # sent instead of the caller's; empty: the caller's is passed on
+    kv_events: str = ""  # where vLLM publishes its KV events: "tcp://host:port"
+    lmcache: str = ""  # URL of the HTTP server of LMCache: its lower tiers are warmed first
+    capacity_tokens: int = 0  # of its prefix cache; 0: asked of the engine, or learnt
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """The gateway before engines. Times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8_080
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    service: str = "embedded"  # or the address of a cache service, whose workers take the hints
+    max_body_bytes: int = 64 * 2**20
+    connect_s: float = 5.0  # to reach an upstream
+    silence_s: float = 600.0  # an upstream may be silent so long in the midst of a request
+    patience_s: float = 60.0  # a prewarm request waits so long for its outcome
+    max_sessions: int = 10_000  # whose next request is prepared
+    max_context_bytes: int = 512 * 2**20  # of all that is remembered to prepare them
+    salt: bool = True  # a private part of the engine's cache for each tenant, where the engine can and tenants are told apart
+    beside_live: int = 0  # a piece is warmed only while at most so many requests are being answered
+    drain_s: float = 30.0  # what is in flight may take so long after SIGTERM
+
+
+@dataclass(frozen=True)
 class Credential:
     """Who may come in, as what: by the SHA-256 of a bearer token, or by the name in a client certificate."""
 
@@ -157,6 +187,7 @@ class Settings:
     disk: DiskSettings = field(default_factory=DiskSettings)
     redis: RedisSettings = field(default_factory=RedisSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
     credentials: tuple[Credential, ...] = ()
     tenant: str = "default"
     secret: str = field(default="", repr=False)
