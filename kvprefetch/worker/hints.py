@@ -10,10 +10,10 @@ from kvprefetch.cache.sequence import Owner
 from kvprefetch.contexts import Context, qualified
 from kvprefetch.errors import Closed, InvalidRequest
 from kvprefetch.outcomes import Outcome, Result, Use
+from kvprefetch.plan.foresight import NEXT_TURN
+from kvprefetch.plan.library import PREDICTED
 from kvprefetch.settings import SpeculationSettings
-from kvprefetch.worker.foresight import NEXT_TURN
 from kvprefetch.worker.job import Job
-from kvprefetch.worker.library import PREDICTED
 from kvprefetch.worker.loop import Worker
 from kvprefetch.worker.request import FinishReason, LiveRequest
 
@@ -238,6 +238,7 @@ class Hints:
             context,
             self.owner(),
             resolved,
+            named=context.name,
             is_next_turn=because == NEXT_TURN,
             is_signalled=because.startswith(_SIGNAL),
         )

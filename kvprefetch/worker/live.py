@@ -18,9 +18,10 @@ from kvprefetch.engines.batch import Row
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.errors import PoolFull, PoolTooSmall
 from kvprefetch.outcomes import MissReason
+from kvprefetch.plan.foresight import Foresight, turn_kind
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.slices import prefill_slices
-from kvprefetch.worker.foresight import Foresight, turn_kind
+from kvprefetch.worker.job import Job
 from kvprefetch.worker.link import Link
 from kvprefetch.worker.loading import ALONE_S, BESIDE_S, Loader
 from kvprefetch.worker.request import FinishReason, LiveRequest
@@ -36,7 +37,7 @@ class LiveQueue:
         engine: TransformersEngine,
         pool: BlockPool,
         ledger: Ledger,
-        foresight: Foresight,
+        foresight: Foresight[Job],
         finished: Finished,
         link: Link | None = None,
     ) -> None:

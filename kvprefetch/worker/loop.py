@@ -23,9 +23,10 @@ from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
 from kvprefetch.errors import Closed, WorkerFailed
 from kvprefetch.outcomes import Outcome, Result
+from kvprefetch.plan.foresight import Foresight
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.settings import Settings
-from kvprefetch.worker.foresight import Foresight
+from kvprefetch.worker.job import Job
 from kvprefetch.worker.link import Link
 from kvprefetch.worker.live import Finished, LiveQueue
 from kvprefetch.worker.request import LiveRequest
@@ -49,7 +50,7 @@ class Worker:
     ) -> None:
         self.engine, self.clock, self.link = engine, clock, link
         self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
-        self.foresight = Foresight(self.pool, engine.block_tokens, settings.speculation)
+        self.foresight: Foresight[Job] = Foresight(self.pool, engine.block_tokens, settings.speculation)
         self.pool.on_evict = self._note_evicted
         self.ledger = Ledger()
         self.renderer = Renderer(engine.loaded.tokenizer)

@@ -22,11 +22,11 @@ from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
 from kvprefetch.errors import InvalidRequest, PoolError
 from kvprefetch.outcomes import Outcome, Result
+from kvprefetch.plan.foresight import Foresight
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.planner import Action, Decision
 from kvprefetch.plan.slices import slice_end, speculative_chunk
 from kvprefetch.settings import SpeculationSettings
-from kvprefetch.worker.foresight import Foresight
 from kvprefetch.worker.host import Found
 from kvprefetch.worker.job import Job
 from kvprefetch.worker.link import Link
@@ -47,7 +47,7 @@ class Speculator:
         renderer: Renderer,
         pool: BlockPool,
         ledger: Ledger,
-        foresight: Foresight,
+        foresight: Foresight[Job],
         settings: SpeculationSettings,
         aside: Aside,
         link: Link | None = None,
@@ -181,6 +181,7 @@ class Speculator:
             self.end(job, Result(Outcome.FAILED, 0, str(error)), now)
             return
         job.tokens = tokens[: len(tokens) // block * block]  # a partial block has no key and cannot be shared
+        job.size = len(job.tokens)
         job.keys = block_keys(job.owner.root, job.tokens, block)
         self.ledger.start(job.ticket, job.keys, len(self.pool.match(job.keys)))
         self._offer(job, now)

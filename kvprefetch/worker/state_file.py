@@ -4,14 +4,15 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from kvprefetch.errors import StateError
-from kvprefetch.worker.foresight import Foresight
+from kvprefetch.plan.foresight import Foresight
 
 log = logging.getLogger(__name__)
 
 
-def restore(foresight: Foresight, path: Path) -> None:
+def restore(foresight: Foresight[Any], path: Path) -> None:
     """Go on with what `path` holds; a file that is not there is a first run. Raises nothing."""
     try:
         foresight.restore(path.read_bytes())
@@ -21,7 +22,7 @@ def restore(foresight: Foresight, path: Path) -> None:
         log.warning("the state in %s cannot be used, learning begins anew: %s", path.name, error)
 
 
-def save(foresight: Foresight, path: Path) -> None:
+def save(foresight: Foresight[Any], path: Path) -> None:
     """Replace the file at once, readable by its owner alone. Raises nothing."""
     try:
         data = foresight.saved()

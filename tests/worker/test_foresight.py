@@ -12,8 +12,8 @@ from kvprefetch.contexts import Context
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Outcome, Result, Use
-from kvprefetch.worker.foresight import turn_kind
-from kvprefetch.worker.library import Library
+from kvprefetch.plan.foresight import turn_kind
+from kvprefetch.plan.library import Library
 
 Open = Callable[..., TransformersEngine]
 RULES = [{"role": "system", "content": "Obey the rules of the house. " * 12}]

@@ -15,9 +15,9 @@ from kvprefetch.engines.text import TextStream
 from kvprefetch.errors import InvalidRequest
 from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Result
+from kvprefetch.plan.foresight import Foresight
 from kvprefetch.plan.ledger import Ledger
 from kvprefetch.settings import Settings, SpeculationSettings
-from kvprefetch.worker.foresight import Foresight
 from kvprefetch.worker.job import Job
 from kvprefetch.worker.live import LiveQueue
 from kvprefetch.worker.request import Generation, LiveRequest, Timing

@@ -1,7 +1,8 @@
-"""What the worker foresees: who comes back, what each preload is worth, which block is wanted least.
+"""What a worker foresees: who comes back, what each preload is worth, which block is wanted least.
 
-The worker tells what happens, and asks what to do next; `predict` and `plan` decide. Used by the loop's thread alone.
-Nothing here blocks, and nothing is raised. Times are of the worker's clock, in seconds.
+It is told what happens, and asked what to do next. Used by one thread alone. Nothing here blocks, and nothing is
+raised. Times are of its caller's clock, in seconds. It rules the pool's evictions, unless an engine of its own does
+(`rules` False): then the pool is what is believed of that engine's cache.
 """
 
 import re
@@ -9,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from math import exp
-from typing import Any
+from typing import Any, Generic
 
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.evict import by_index
@@ -20,8 +21,10 @@ from kvprefetch.cache.spans import Span
 from kvprefetch.errors import StateError
 from kvprefetch.outcomes import Outcome
 from kvprefetch.plan.budget import Budget
+from kvprefetch.plan.library import Library
 from kvprefetch.plan.planner import Action, Candidate, Decision, Planner
 from kvprefetch.plan.planner import Job as Work
+from kvprefetch.plan.preload import P
 from kvprefetch.plan.rates import Rates
 from kvprefetch.plan.value import Load
 from kvprefetch.predict.outlook import Outlook
@@ -30,8 +33,6 @@ from kvprefetch.predict.sessions import Sessions
 from kvprefetch.predict.trials import Trials
 from kvprefetch.predict.which import Which
 from kvprefetch.settings import SpeculationSettings
-from kvprefetch.worker.job import Job
-from kvprefetch.worker.library import Library
 
 NEXT_TURN = "turn_finished"
 """The kind of evidence that a finished turn is."""
@@ -48,28 +49,29 @@ _CALL_CHARS, _NAME_CHARS = 8_000, 64  # of an answer's end, and of a tool's name
 _NOTHING = Work(Action.NOTHING, 0, 0.0, 0.0, 0.0, Outlook(0.0, 0.0, 0.0, 0.0, 0.0))
 
 
-class Foresight:
+class Foresight(Generic[P]):
     """See the module's promises."""
 
-    def __init__(self, pool: BlockPool, block_tokens: int, settings: SpeculationSettings) -> None:
-        self.pool, self.block_tokens = pool, block_tokens
+    def __init__(
+        self, pool: BlockPool, block_tokens: int, settings: SpeculationSettings, *, rules: bool = True
+    ) -> None:
+        self.pool, self.block_tokens, self.rules = pool, block_tokens, rules
         self.sessions, self.trials, self.rates = Sessions(), Trials(), Rates()
         budget = Budget(settings.per_useful, settings.budget_tokens, 10 * settings.budget_tokens)
         self.planner = Planner(self._assess, budget, max_candidates=2 * settings.max_pending, longest_doze_s=_DOZE_S)
         self.step_s = settings.step_s
-        self.library = Library(settings.max_named)
+        self.library: Library[P] = Library(settings.max_named)
         self.guard = self._new_guard()
-        pool.policy = guarded(by_index(self.index), self.guard)
-        self.jobs: dict[str, Job] = {}
-        self.warm: list[tuple[Job, Action]] = []  # found to have all their blocks resident: hold them, or not
+        self.jobs: dict[str, P] = {}
+        self.warm: list[tuple[P, Action]] = []  # found to have all their blocks resident: hold them, or not
         self._named: OrderedDict[str, deque[int]] = OrderedDict()  # tickets of each session's latest signals
         self._prompts: OrderedDict[str, list[BlockKey]] = OrderedDict()  # of each session's latest request
-        self._turns: dict[str, Job] = {}  # proposed next turns, by session
+        self._turns: dict[str, P] = {}  # proposed next turns, by session
         self._watched: dict[BlockKey, list[str]] = {}  # proposed contexts, by their last block
         self._arrivals, self._arrived_at = 0.0, 0.0
 
     # -- what happens ----------------------------------------------------------------------------------
-    def offer(self, job: Job, now: float) -> None:
+    def offer(self, job: P, now: float) -> None:
         """Its context is rendered: it may be worked on from now on."""
         self.jobs[job.name] = job
         self.library.add(job)
@@ -81,7 +83,7 @@ class Foresight:
                 self._named.popitem(last=False)
         self.planner.offer(job.name, ticket.tenant, ticket.because, now, order=ticket.number)
 
-    def drop(self, job: Job, outcome: Outcome) -> None:
+    def drop(self, job: P, outcome: Outcome) -> None:
         """It is resolved. What came of its claim is still learnt, unless it was withdrawn before any work was done."""
         self.jobs.pop(job.name, None)
         self.planner.withdraw(job.name)
@@ -94,8 +96,8 @@ class Foresight:
         self._arrived_at = now
         if self.pool.pages != self._guarded_pages:  # it was given another size
             self.guard = self._new_guard()
-            self.pool.policy = guarded(by_index(self.index), self.guard)
-        self.guard.requested(key_path(keys, self._stride), tenant, session, now)
+        if self.rules:
+            self.guard.requested(key_path(keys, self._stride), tenant, session, now)
         self._judge(session, keys, now)
         if not session:
             return
@@ -111,7 +113,8 @@ class Foresight:
         self, session: str, tenant: str, kind: str, tokens: int, keys: Sequence[BlockKey], now: float
     ) -> None:
         """Its answer is complete; `kind` says what it ended with: see `turn_kind`. `keys` of all its blocks."""
-        self.guard.ended(key_path(keys, self._stride), tenant, session, now)
+        if self.rules:
+            self.guard.ended(key_path(keys, self._stride), tenant, session, now)
         if session:
             self.sessions.turn_ended(session, tenant, now, kind, tokens)
 
@@ -125,14 +128,14 @@ class Foresight:
         self.sessions.ended(session, now)
         self._prompts.pop(session, None)
 
-    def computed(self, job: Job, blocks: Sequence[Block], start: int, end: int, seconds: float) -> None:
+    def computed(self, job: P, blocks: Sequence[Block], start: int, end: int, seconds: float) -> None:
         """A speculative forward over positions `start`…`end` has published `blocks`."""
         self.rates.computed(start, end, seconds)
         for block in blocks:
             block.session, block.kind = job.ticket.session, job.ticket.because
         self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
 
-    def loaded(self, job: Job, blocks: Sequence[Block]) -> None:
+    def loaded(self, job: P, blocks: Sequence[Block]) -> None:
         """A speculative load has published `blocks`. What it cost, the loader has told the rates."""
         for block in blocks:
             block.session, block.kind = job.ticket.session, job.ticket.because
@@ -159,14 +162,14 @@ class Foresight:
         self.trials.resumed()
 
     # -- what to do ------------------------------------------------------------------------------------
-    def next(self, now: float) -> tuple[Job, Decision] | None:
+    def next(self, now: float) -> tuple[P, Decision] | None:
         """The preload to work on, and why; None: nothing is worth it now. Those that need no work are in `warm`."""
         arrivals = self._arrivals * exp(-max(now - self._arrived_at, 0.0) / _ARRIVALS_S) / _ARRIVALS_S
         self.planner.load = Load(arrivals, self.step_s, self._price(now))
         decision = self.planner.next(now)
         return (self.jobs[decision.candidate.session], decision) if decision else None
 
-    def because(self, job: Job) -> str:
+    def because(self, job: P) -> str:
         """The planner's latest word on it."""
         return self.planner.because(job.name)
 
@@ -213,7 +216,10 @@ class Foresight:
     def _new_guard(self) -> Guard:
         pages = self._guarded_pages = self.pool.pages
         self._stride = min(max(pages // _GUARDED, 1), _LONGEST_STRIDE)
-        return Guard(max(pages // self._stride, 1), by_index(self.index))
+        guard = Guard(max(pages // self._stride, 1), by_index(self.index))
+        if self.rules:
+            self.pool.policy = guarded(by_index(self.index), guard)
+        return guard
 
     def _price(self, now: float) -> float:
         """The index of the marginal block: nothing while pages are free, else of the leaf longest unheld."""
@@ -224,16 +230,16 @@ class Foresight:
 
     def _assess(self, candidate: Candidate, now: float) -> Work:
         job = self.jobs.get(candidate.session)
-        if job is None or job.tokens is None:
+        if job is None or not job.keys:
             return _NOTHING
         ready = len(self.pool.match(job.keys)) * self.block_tokens
-        tokens = len(job.tokens) - ready
+        tokens = job.size - ready
         if tokens <= 0:
             outlook, claimed = self._outlook(job, now, 0.0)
             pays = claimed / max(outlook.hold_s, 1e-9) >= self.planner.load.price
             self.warm.append((job, Action.HOLD if pays else Action.RELEASE))
             return _NOTHING
-        action, work = self._work(job, ready, len(job.tokens))
+        action, work = self._work(job, ready, job.size)
         # finished blocks count, so what matters is whether the next of them are ready in time
         outlook, claimed = self._outlook(job, now, work * min(_AHEAD / tokens, 1.0))
         share = self._calibrated(candidate, job, claimed, now)
@@ -241,7 +247,7 @@ class Foresight:
         outlook = Outlook(outlook.within, outlook.before_ready, outlook.residency, hold, share / hold)
         return Work(action, tokens, work, work, share / max(outlook.within, 1e-9), outlook)
 
-    def _work(self, job: Job, ready: int, total: int) -> tuple[Action, float]:
+    def _work(self, job: P, ready: int, total: int) -> tuple[Action, float]:
         """What to do next for a context of which `ready` tokens are there, and the seconds that all of it takes.
 
         What the arena holds is loaded where that is faster than computing it; so a request would do, too.
@@ -258,7 +264,7 @@ class Foresight:
         measured = self.rates.prefill_s(start, end)
         return (end - start) * _UNMEASURED if measured is None else measured
 
-    def _outlook(self, job: Job, now: float, work_s: float) -> tuple[Outlook, float]:
+    def _outlook(self, job: P, now: float, work_s: float) -> tuple[Outlook, float]:
         """When the context is used, and the share of it that will probably be."""
         ticket = job.ticket
         if job.is_next_turn:
@@ -270,12 +276,12 @@ class Foresight:
         claimed = ticket.probability * _PASSED ** self._newer(job)
         return Outlook(1.0, early, min(expected, hold), hold, 0.0), claimed
 
-    def _newer(self, job: Job) -> int:
+    def _newer(self, job: P) -> int:
         """How many contexts its session's signals have named since."""
         named = self._named.get(job.ticket.session, ())
         return sum(number > job.ticket.number for number in named) if job.is_signalled else 0
 
-    def _calibrated(self, candidate: Candidate, job: Job, claimed: float, now: float) -> float:
+    def _calibrated(self, candidate: Candidate, job: P, claimed: float, now: float) -> float:
         if claimed <= 0:
             return 0.0
         ticket, idle = job.ticket, self.sessions.idle(job.ticket.session, now)

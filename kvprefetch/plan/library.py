@@ -6,11 +6,12 @@ the contexts used or named last are kept, `max_contexts` of them.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any, Generic
 
 from kvprefetch.cache.keys import BlockKey
-from kvprefetch.contexts import Context, qualified
+from kvprefetch.contexts import qualified
+from kvprefetch.plan.preload import P
 from kvprefetch.predict.which import Prediction, Which
-from kvprefetch.worker.job import Job
 
 PREDICTED = "predicted"
 """The kind of evidence that the predictor's own word is."""
@@ -18,23 +19,23 @@ _LEAST = 0.05  # probability of what is worth naming
 _OUTCOMES = 3  # uses that were seen, before a learnt rule acts
 
 
-class Library:
+class Library(Generic[P]):
     """See the module's promises."""
 
     def __init__(self, max_contexts: int) -> None:
         self.which = Which()
         self.max_contexts = max_contexts
         self.uses = 0
-        self._contexts: OrderedDict[BlockKey, tuple[str, Context]] = OrderedDict()  # by the last block of each
+        self._contexts: OrderedDict[BlockKey, tuple[str, Any]] = OrderedDict()  # by the last block of each
         self._keys: dict[str, BlockKey] = {}  # by name
         self._latest: OrderedDict[str, str] = OrderedDict()  # what each session used last
 
-    def add(self, job: Job) -> None:
+    def add(self, job: P) -> None:
         """A rendered context that is not merely a session's next turn."""
         if job.is_next_turn or not job.keys:
             return
         key = job.keys[-1]
-        name = qualified(job.ticket.tenant, job.context.name) or key.hex()
+        name = qualified(job.ticket.tenant, job.named) or key.hex()
         self._forget_name(key)
         self._contexts[key] = name, job.context
         self._contexts.move_to_end(key)
@@ -70,7 +71,7 @@ class Library:
             self._latest.popitem(last=False)
         self.which.used(session, tenant, session, name, "request", now)
 
-    def next(self, session: str, tenant: str, now: float) -> list[tuple[Context, Prediction]]:
+    def next(self, session: str, tenant: str, now: float) -> list[tuple[Any, Prediction]]:
         """What the session will probably use next, as far as there is a record of such predictions."""
         if session not in self._latest or self.uses < _OUTCOMES:
             return []

@@ -1,0 +1,32 @@
+"""A preload in work, as far as planning goes."""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from kvprefetch.cache.keys import BlockKey
+from kvprefetch.plan.ledger import Ticket
+
+
+@dataclass(eq=False)
+class Preload:
+    """What is to be preloaded, for whom, and how far it is."""
+
+    ticket: Ticket
+    context: Any  # as whoever does the work describes it
+    named: str = field(default="", kw_only=True)  # the context's own name, if it has one
+    is_next_turn: bool = field(default=False, kw_only=True)
+    is_signalled: bool = field(default=False, kw_only=True)  # a signal named it
+    size: int = field(default=0, kw_only=True)  # tokens of its whole blocks, once it is known what it is made of
+    keys: list[BlockKey] = field(default_factory=list, kw_only=True)
+    has_computed: bool = field(default=False, kw_only=True)  # some of its blocks were computed for it, not found
+    elsewhere: int = field(default=0, kw_only=True)  # leading blocks that a lower tier held when it was last asked
+    why: str = field(default="", kw_only=True)  # the planner's latest decision for it, with the terms of its value
+
+    @property
+    def name(self) -> str:
+        """What the planner knows it by."""
+        return str(self.ticket.number)
+
+
+P = TypeVar("P", bound=Preload)
+"""Of whoever does the work."""
