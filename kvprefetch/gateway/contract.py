@@ -90,9 +90,17 @@ class WarmRequest:
 class Rendered(Protocol):
     """A draft for one engine. Immutable."""
 
-    tokens: int  # of the whole prefix; an estimate where `is_exact` is False
-    is_exact: bool
-    token_ids: tuple[int, ...]  # () where the engine has no tokenizer
+    @property
+    def tokens(self) -> int:
+        """Of the whole prefix; an estimate where `is_exact` is False."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `tokens`, and the ends of pieces, are counted and not estimated."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Nothing where the engine has no tokenizer."""
 
     def request(self, end: int) -> WarmRequest:
         """For the first `end` tokens, 0 < end ≤ tokens; it may round up to what can be cut."""
@@ -123,6 +131,9 @@ class Engine(Protocol):
 
     def cached(self, rendered: Rendered, salt: str) -> int | None:
         """Leading tokens that it has said (in KV events) are in its cache; None where it says nothing."""
+
+    def learn(self, rendered: Rendered, end: int, prompt_tokens: int) -> None:
+        """The request for the first `end` tokens turned out to have `prompt_tokens`: later estimates are better."""
 
     async def close(self) -> None:
         """Let go of what it holds."""
