@@ -230,7 +230,7 @@ class Foresight(Generic[P]):
 
     def _assess(self, candidate: Candidate, now: float) -> Work:
         job = self.jobs.get(candidate.session)
-        if job is None or not job.keys:
+        if job is None:
             return _NOTHING
         ready = len(self.pool.match(job.keys)) * self.block_tokens
         tokens = job.size - ready

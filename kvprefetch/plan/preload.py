@@ -1,9 +1,11 @@
 """A preload in work, as far as planning goes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.outcomes import Result
 from kvprefetch.plan.ledger import Ticket
 
 
@@ -13,6 +15,7 @@ class Preload:
 
     ticket: Ticket
     context: Any  # as whoever does the work describes it
+    resolved: Callable[[Result], None]  # called once, with its outcome
     named: str = field(default="", kw_only=True)  # the context's own name, if it has one
     is_next_turn: bool = field(default=False, kw_only=True)
     is_signalled: bool = field(default=False, kw_only=True)  # a signal named it

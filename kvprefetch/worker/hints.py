@@ -236,18 +236,15 @@ class Hints:
         return Job(
             ticket,
             context,
-            self.owner(),
             resolved,
+            self.owner(),
             named=context.name,
             is_next_turn=because == NEXT_TURN,
             is_signalled=because.startswith(_SIGNAL),
         )
 
     def _queue(self, job: Job) -> None:
-        worker, now = self.worker, self.worker.clock()
-        worker.speculator.add(job, now)
-        if not self.settings.enabled:
-            worker.speculator.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)
+        self.worker.preloads.add(job, self.worker.clock())
 
     def _count(self, kind: str) -> str:
         """Note a signal that was read."""
@@ -274,14 +271,13 @@ class Hints:
         worker.foresight.session_ended(session, now)
 
     def _withdraw(self, which: Callable[[Job], bool], reason: str) -> None:
-        for job in list(filter(which, self.worker.speculator.jobs)):
-            self.worker.speculator.end(job, Result(Outcome.CANCELLED, 0, reason), self.worker.clock())
+        self.worker.preloads.withdraw(which, reason, self.worker.clock())
 
     def _cancel(self, handle: Prefetch) -> None:
         def cancel() -> None:
             if handle.job is not None:
                 result = Result(Outcome.CANCELLED, 0, "withdrawn by the caller")
-                self.worker.speculator.end(handle.job, result, self.worker.clock())
+                self.worker.preloads.end(handle.job, result, self.worker.clock())
 
         try:
             self.worker.post(cancel)

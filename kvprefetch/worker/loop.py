@@ -22,9 +22,9 @@ from kvprefetch.engines.batch import Abandoned
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
 from kvprefetch.errors import Closed, WorkerFailed
-from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.foresight import Foresight
 from kvprefetch.plan.ledger import Ledger
+from kvprefetch.plan.preloads import Preloads
 from kvprefetch.settings import Settings
 from kvprefetch.worker.job import Job
 from kvprefetch.worker.link import Link
@@ -57,8 +57,9 @@ class Worker:
         if link is not None:
             link.open(self.pool, self.post, lambda: bool(self.live) or self._announced > 0)
         self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, finished, link)
+        self.preloads = Preloads(self.ledger, self.foresight, settings.speculation, engine.block_tokens)
         self.speculator = Speculator(
-            engine, self.renderer, self.pool, self.ledger, self.foresight, settings.speculation, self._aside, link
+            engine, self.renderer, self.pool, self.preloads, settings.speculation, self._aside, link
         )
         self._helper = ThreadPoolExecutor(1, "kvprefetch-render")
         self._inbox: deque[Callable[[], None]] = deque()
@@ -180,7 +181,7 @@ class Worker:
     def _step(self) -> None:
         now = self.clock()
         self.ledger.expire_holds(now)
-        self.speculator.expire(now)
+        self.preloads.expire(now)
         if self.link is not None:
             self.link.offloader.pump(now)
         try:
@@ -216,5 +217,4 @@ class Worker:
             except Exception:  # the thread's outermost line, once more
                 log.exception("a posted action broke while closing")
         self.live.fail_all(error, self.clock())
-        for job in list(self.speculator.jobs):
-            self.speculator.end(job, Result(Outcome.CANCELLED, 0, "the worker was closed"), self.clock())
+        self.preloads.withdraw(lambda job: True, "the worker was closed", self.clock())

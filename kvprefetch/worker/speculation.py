@@ -22,9 +22,8 @@ from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
 from kvprefetch.errors import InvalidRequest, PoolError
 from kvprefetch.outcomes import Outcome, Result
-from kvprefetch.plan.foresight import Foresight
-from kvprefetch.plan.ledger import Ledger
 from kvprefetch.plan.planner import Action, Decision
+from kvprefetch.plan.preloads import Preloads
 from kvprefetch.plan.slices import slice_end, speculative_chunk
 from kvprefetch.settings import SpeculationSettings
 from kvprefetch.worker.host import Found
@@ -46,65 +45,31 @@ class Speculator:
         engine: TransformersEngine,
         renderer: Renderer,
         pool: BlockPool,
-        ledger: Ledger,
-        foresight: Foresight[Job],
+        preloads: Preloads[Job],
         settings: SpeculationSettings,
         aside: Aside,
         link: Link | None = None,
     ) -> None:
         self.link = link
-        self.loader = Loader(link.host, foresight.rates, engine.block_tokens) if link else None
-        self.engine, self.renderer, self.pool, self.ledger, self.foresight = engine, renderer, pool, ledger, foresight
+        self.loader = Loader(link.host, preloads.foresight.rates, engine.block_tokens) if link else None
+        self.engine, self.renderer, self.pool, self.preloads = engine, renderer, pool, preloads
+        self.ledger, self.foresight = preloads.ledger, preloads.foresight
         self.settings, self.aside = settings, aside
-        self.jobs: list[Job] = []
         # On a CPU a forward stops at the next layer; on a GPU its kernels are queued and run on.
         self.step_s = None if engine.pool.device.type == "cpu" else settings.step_s
         self._is_rendering = False
-        self._next_expiry = inf
         self._planned: tuple[Job, Decision] | None = None  # until something happens
         self.tokens_per_s: float | None = None
-
-    def add(self, job: Job, now: float) -> None:
-        """Queue a job, or reject it when too many wait. A session has one next turn: an older one is cancelled."""
-        if job.is_next_turn:
-            for old in [j for j in self.jobs if j.is_next_turn and j.ticket.session == job.ticket.session]:
-                self.end(old, Result(Outcome.CANCELLED, 0, "a newer turn took its place"), now)
-        self.jobs.append(job)
-        self._planned = None
-        self._next_expiry = min(self._next_expiry, job.ticket.expires_at)
-        if len(self.jobs) > self.settings.max_pending:
-            self._reject_a_sleeper(now)
-        if len(self.jobs) > self.settings.max_pending:
-            self.end(job, Result(Outcome.REJECTED, 0, f"{self.settings.max_pending} preloads wait already"), now)
-        elif self.ledger.open > self.settings.max_open:
-            self.end(job, Result(Outcome.REJECTED, 0, f"{self.settings.max_open} preloads are open already"), now)
-
-    def end(self, job: Job, result: Result, now: float) -> None:
-        """Resolve and forget a job; a job that is gone is left alone."""
-        if job not in self.jobs:
-            return
-        self.jobs.remove(job)
-        self._planned = None
-        self.foresight.drop(job, result.outcome)
-        self.ledger.resolve(job.ticket, result, now, result.tokens // self.engine.block_tokens)
-        job.resolved(result)
-
-    def expire(self, now: float) -> None:
-        """End the jobs whose time has passed, busy or not."""
-        if now <= self._next_expiry:
-            return
-        for job in [j for j in self.jobs if j.ticket.expires_at < now]:
-            self.end(job, Result(Outcome.EXPIRED, self._resident_tokens(job), self._why_expired(job)), now)
-        self._next_expiry = min((job.ticket.expires_at for job in self.jobs), default=inf)
+        preloads.changed = self._plan_anew
 
     def wakes_at(self, now: float) -> float:
         """When `step` will have something to do: `now`, later, or never (inf)."""
         if self._to_render() is not None:
             return now
-        self._planned = self._next(now)
+        self._planned = self.preloads.next(now)
         if self._planned is not None:
             return now
-        return min(self.foresight.planner.wakes_at, nextafter(self._next_expiry, inf))
+        return min(self.foresight.planner.wakes_at, nextafter(self.preloads.next_expiry, inf))
 
     def step(self, clock: Callable[[], float], abandon: Callable[[], bool]) -> bool:
         """Do one bounded piece of work; False if there is none. Raises what the engine raises."""
@@ -113,7 +78,7 @@ class Speculator:
         if unrendered is not None:
             self._render(unrendered, clock)
             return True
-        chosen = self._planned or self._next(now)
+        chosen = self._planned or self.preloads.next(now)
         self._planned = None
         if chosen is None:
             return False
@@ -124,36 +89,15 @@ class Speculator:
         self.ledger.seconds += clock() - now
         return True
 
+    def _plan_anew(self) -> None:
+        self._planned = None
+
     # -- within ----------------------------------------------------------------------------------------
     def _to_render(self) -> Job | None:
         """The likeliest job without tokens. Messages are rendered one context at a time: a long text takes a second."""
-        waiting = (job for job in self.jobs if job.tokens is None)
+        waiting = (job for job in self.preloads.jobs if job.tokens is None)
         ready = (job for job in waiting if job.context.token_ids or not self._is_rendering)
         return max(ready, key=lambda job: (job.ticket.probability, job.ticket.number), default=None)
-
-    def _next(self, now: float) -> tuple[Job, Decision] | None:
-        """What the planner wants; what it finds to be there already is done."""
-        chosen = self.foresight.next(now)
-        while self.foresight.warm:
-            job, action = self.foresight.warm.pop()
-            assert job.tokens is not None
-            if action is Action.HOLD:  # else its blocks stay as long as nobody needs their pages
-                self.pool.extend_hold(self.pool.match(job.keys), now + job.ticket.hold_s)
-            outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
-            self.end(job, Result(outcome, len(job.tokens)), now)
-        return chosen
-
-    def _reject_a_sleeper(self, now: float) -> None:
-        """Where too many wait, what is worth nothing makes room for what is new."""
-        name = self.foresight.planner.sleeper()
-        if name is not None:
-            job = self.foresight.jobs[name]
-            reason = f"too many preloads wait; this was valued at {self.foresight.because(job)}"
-            self.end(job, Result(Outcome.REJECTED, self._resident_tokens(job), reason), now)
-
-    def _why_expired(self, job: Job) -> str:
-        because = self.foresight.because(job)
-        return f"its time has passed; last valued at {because}" if because else "its time has passed"
 
     def _render(self, job: Job, clock: Callable[[], float]) -> None:
         if job.context.token_ids:
@@ -166,8 +110,8 @@ class Speculator:
             if error is not None:  # whatever it is, a hint's template must not end the worker
                 if not isinstance(error, InvalidRequest):
                     log.error("a context could not be rendered", exc_info=error)
-                self.end(job, Result(Outcome.FAILED, 0, str(error)), clock())
-            elif job in self.jobs:  # nobody withdrew it meanwhile
+                self.preloads.end(job, Result(Outcome.FAILED, 0, str(error)), clock())
+            elif job in self.preloads.jobs:  # nobody withdrew it meanwhile
                 self._take(job, rendered.result(), clock())
 
         self._is_rendering = True
@@ -178,7 +122,7 @@ class Speculator:
         try:
             self.engine.validate(tokens)
         except InvalidRequest as error:
-            self.end(job, Result(Outcome.FAILED, 0, str(error)), now)
+            self.preloads.end(job, Result(Outcome.FAILED, 0, str(error)), now)
             return
         job.tokens = tokens[: len(tokens) // block * block]  # a partial block has no key and cannot be shared
         job.size = len(job.tokens)
@@ -194,20 +138,19 @@ class Speculator:
             return
 
         def done(answer: "Future[int]") -> None:
-            if job not in self.jobs:
+            if job not in self.preloads.jobs:
                 return  # somebody withdrew it meanwhile
             job.elsewhere = answer.result()
             self._planned = None
             if job.to_host and job.elsewhere >= len(job.keys):
-                self.end(job, Result(Outcome.ALREADY_WARM, len(job.tokens or ()), "in the arena"), link.clock())
+                self.preloads.end(
+                    job, Result(Outcome.ALREADY_WARM, len(job.tokens or ()), "in the arena"), link.clock()
+                )
             else:
                 self.foresight.offer(job, link.clock())
 
         ticket, session = job.ticket, unqualified(job.ticket.session)
         self.aside(lambda: link.host.peek(ticket.tenant, session, job.keys, ticket.hold_s), done)
-
-    def _resident_tokens(self, job: Job) -> int:
-        return len(self.pool.match(job.keys)) * self.engine.block_tokens
 
     def _load(self, job: Job, decision: Decision, clock: Callable[[], float]) -> None:
         """Copy some of what the arena holds into the pool. Between steps no lease is held."""
@@ -220,7 +163,9 @@ class Speculator:
             self._load_found(job, decision, found, clock)
         except RuntimeError as error:  # what torch raises, out of memory included
             log.exception("a speculative load failed")
-            self.end(job, Result(Outcome.FAILED, self._resident_tokens(job), f"the engine failed: {error}"), now)
+            self.preloads.end(
+                job, Result(Outcome.FAILED, self.preloads.resident_tokens(job), f"the engine failed: {error}"), now
+            )
         finally:
             host.release(found)
 
@@ -259,7 +204,7 @@ class Speculator:
             sequence.open(end, demand)
         except PoolError as error:
             self.pool.extend_hold(found, now + job.ticket.hold_s)
-            self.end(job, Result(Outcome.CLIPPED, len(found) * self.engine.block_tokens, str(error)), now)
+            self.preloads.end(job, Result(Outcome.CLIPPED, len(found) * self.engine.block_tokens, str(error)), now)
             return None
         return sequence
 
@@ -280,7 +225,7 @@ class Speculator:
                 self.foresight.computed(job, fresh, start, end, clock() - now)
         except RuntimeError as error:  # what torch raises, out of memory included
             log.exception("a speculative forward failed")
-            self.end(job, Result(Outcome.FAILED, start, f"the engine failed: {error}"), now)
+            self.preloads.end(job, Result(Outcome.FAILED, start, f"the engine failed: {error}"), now)
         finally:
             sequence.close()
         self._learn_rate(end - start, clock() - now)

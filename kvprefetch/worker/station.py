@@ -155,7 +155,7 @@ class Station:
         seconds = worker.foresight.rates.prefill_s(0, _TYPICAL)
         return workers_pb2.LoadReport(
             live=len(worker.live.active) + len(worker.live.waiting),
-            preloads=len(worker.speculator.jobs),
+            preloads=len(worker.preloads.jobs),
             free_blocks=worker.pool.free_pages,
             tokens_per_s=_TYPICAL / seconds if seconds else 0.0,
         )

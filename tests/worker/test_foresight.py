@@ -64,7 +64,7 @@ def test_withdrawing_a_hint_hides_its_claim_only_before_work_was_done(open_tiny:
     job = bench.hint(text(1, 256), probability=1.0, hold_s=5)
     for _ in range(after_steps):  # the first renders it
         bench.speculate()
-    bench.speculator.end(job, Result(Outcome.CANCELLED, 0, "withdrawn"), bench.now)
+    bench.preloads.end(job, Result(Outcome.CANCELLED, 0, "withdrawn"), bench.now)
     bench.foresight.trials.advance(100.0)
     assert (bench.foresight.trials.ratio("hint") < 1) is (after_steps == 2)
 

@@ -17,6 +17,7 @@ from kvprefetch.inprocess import Local
 from kvprefetch.outcomes import Result
 from kvprefetch.plan.foresight import Foresight
 from kvprefetch.plan.ledger import Ledger
+from kvprefetch.plan.preloads import Preloads
 from kvprefetch.settings import Settings, SpeculationSettings
 from kvprefetch.worker.job import Job
 from kvprefetch.worker.live import LiveQueue
@@ -62,7 +63,8 @@ class Bench:
         settings = SpeculationSettings(**{"max_pending": 8, **speculation})  # type: ignore[arg-type]
         self.foresight = Foresight(self.pool, engine.block_tokens, settings)
         self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, lambda request: None)
-        self.speculator = Speculator(engine, renderer, self.pool, self.ledger, self.foresight, settings, at_once)
+        self.preloads = Preloads(self.ledger, self.foresight, settings, engine.block_tokens)
+        self.speculator = Speculator(engine, renderer, self.pool, self.preloads, settings, at_once)
         self.results: list[Result] = []
 
     def clock(self) -> float:
@@ -104,8 +106,8 @@ class Bench:
             hold_s=hold_s,
             because="hint",
         )
-        job = Job(ticket, Context(token_ids=tuple(tokens)), OWNER, self.results.append, is_signalled=is_signalled)
-        self.speculator.add(job, self.now)
+        job = Job(ticket, Context(token_ids=tuple(tokens)), self.results.append, OWNER, is_signalled=is_signalled)
+        self.preloads.add(job, self.now)
         return job
 
     def serve(self) -> None:
@@ -119,7 +121,7 @@ class Bench:
 
     def speculate(self, abandon: Callable[[], bool] = lambda: False) -> bool:
         """One speculative step."""
-        self.speculator.expire(self.now)
+        self.preloads.expire(self.now)
         worked = self.speculator.step(self.clock, abandon)
         self.pool.check()
         return worked

@@ -1,0 +1,115 @@
+"""Which session a request belongs to, and what its next request will begin with.
+
+A session that the caller names is that session. Else a request goes on with the session whose latest request, or
+latest request and answer, it begins with; one that begins with none is a new session. Pure. Bounded: the sessions used
+last are kept, `max_sessions` of them, and of their drafts `max_bytes`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import count
+
+from kvprefetch.contexts import qualified
+from kvprefetch.gateway.contract import Asked, Draft
+
+_INFERRED = "~"  # begins the names of sessions that nobody has named
+
+
+@dataclass(eq=False)
+class Conversation:
+    """A session, as far as it is remembered."""
+
+    session: str  # qualified by its tenant
+    tenant: str
+    named: str = ""  # by the caller
+    upstream: str = ""  # where its context is
+    draft: Draft | None = field(default=None, repr=False)
+    running: int = 0
+    _tails: list[bytes] = field(default_factory=list, repr=False)
+    _bytes: int = 0
+
+
+class Conversations:
+    """See the module's promises."""
+
+    def __init__(self, max_sessions: int, max_bytes: int) -> None:
+        self.max_sessions, self.max_bytes = max_sessions, max_bytes
+        self.known: OrderedDict[str, Conversation] = OrderedDict()
+        self.bytes = 0
+        self._by_tail: dict[bytes, Conversation] = {}
+        self._numbers = count(1)
+
+    def of(self, tenant: str, asked: Asked, named: str) -> Conversation:
+        """The request's session, a new one perhaps."""
+        if named:
+            found = self.known.get(qualified(tenant, named))
+            return self._use(found or Conversation(qualified(tenant, named), tenant, named))
+        chain = list(tails(tenant, asked))
+        for at, tail in enumerate(reversed(chain)):
+            found = self._by_tail.get(tail)
+            # of two that ask the same at the same time, neither goes on with the other
+            if found is not None and not (at == 0 and found.running):
+                return self._use(found)
+        return self._use(Conversation(qualified(tenant, f"{_INFERRED}{next(self._numbers)}"), tenant))
+
+    def find(self, session: str) -> Conversation | None:
+        """By its qualified name; counts as no use."""
+        return self.known.get(session)
+
+    def remember(self, talk: Conversation, asked: Asked, answer: bytes, draft: Draft | None) -> None:
+        """A request of it was answered: what the next one will begin with."""
+        if self.known.get(talk.session) is not talk:
+            return  # it was forgotten meanwhile
+        self._forget_tails(talk)
+        *_, alone = [b"", *tails(talk.tenant, asked)]
+        if asked.turns:
+            talk._tails = [alone, _next(alone, answer)] if answer else [alone]
+            for tail in talk._tails:
+                self._by_tail[tail] = talk
+        self.bytes -= talk._bytes
+        talk.draft, talk._bytes = draft, sum(map(len, draft.canonical)) if draft else 0
+        self.bytes += talk._bytes
+        self._shrink()
+
+    def end(self, session: str) -> None:
+        """No request of it will come."""
+        talk = self.known.pop(session, None)
+        if talk is not None:
+            self._forget(talk)
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _use(self, talk: Conversation) -> Conversation:
+        self.known[talk.session] = talk
+        self.known.move_to_end(talk.session)
+        self._shrink()
+        return talk
+
+    def _shrink(self) -> None:
+        while len(self.known) > max(self.max_sessions, 1) or (self.bytes > self.max_bytes and len(self.known) > 1):
+            _, oldest = self.known.popitem(last=False)
+            self._forget(oldest)
+
+    def _forget(self, talk: Conversation) -> None:
+        self._forget_tails(talk)
+        self.bytes -= talk._bytes
+        talk.draft, talk._bytes = None, 0
+
+    def _forget_tails(self, talk: Conversation) -> None:
+        for tail in talk._tails:
+            if self._by_tail.get(tail) is talk:
+                del self._by_tail[tail]
+        talk._tails = []
+
+
+def tails(tenant: str, asked: Asked) -> Iterable[bytes]:
+    """A digest for each number of leading turns: equal ones mean an equal beginning."""
+    digest = sha256(b"\0".join((tenant.encode(), asked.dialect.value.encode(), asked.opening))).digest()
+    for turn in asked.turns:
+        digest = _next(digest, turn)
+        yield digest
+
+
+def _next(digest: bytes, turn: bytes) -> bytes:
+    return sha256(digest + turn).digest()
