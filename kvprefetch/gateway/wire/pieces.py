@@ -1,0 +1,134 @@
+"""A draft cut shorter, and requests for one token: what warms an engine that shows no tokenizer, piece by piece."""
+
+from typing import Any
+
+import msgspec
+
+from kvprefetch.gateway.contract import Dialect, Draft, Json
+from kvprefetch.gateway.wire import completions
+from kvprefetch.gateway.wire.conversation import CONVERSATIONS, parted
+from kvprefetch.gateway.wire.fields import an_object, is_said, objects, text
+
+_CHARS_PER_ID = 4  # a token id counts as so many characters
+_BESIDE = ("tools", "functions", "documents")
+_SHORTEST = {"role": "user", "content": "."}  # engines refuse a conversation without a message
+
+
+def text_length(draft: Draft) -> int:
+    """Characters of the prompt's text, about."""
+    if draft.dialect is Dialect.COMPLETIONS:
+        prompt = completions.prompt(draft.body)
+        return len(prompt) * (1 if isinstance(prompt, str) else _CHARS_PER_ID)
+    said = CONVERSATIONS[draft.dialect].items(draft.body)
+    return _beside(draft.body) + sum(map(_item_length, said))
+
+
+def truncated(draft: Draft, chars: int) -> Json:
+    """The draft's body with its text cut after about `chars` characters; at least one, and one turn.
+
+    What is rendered of it begins as the whole does, up to what the template writes at a message's end. Tools and
+    system prompt stay whole, and so do messages that hold a call.
+    """
+    if draft.dialect is Dialect.COMPLETIONS:
+        prompt = completions.prompt(draft.body)
+        end = max(1, chars if isinstance(prompt, str) else chars // _CHARS_PER_ID)
+        return {**draft.body, completions.KEY: prompt[:end]}
+    form = CONVERSATIONS[draft.dialect]
+    leading, rest = parted(form, form.items(draft.body))
+    room = chars - _beside(draft.body) - sum(map(_item_length, leading))
+    kept = _first(rest, room) or [_SHORTEST]
+    return {**draft.body, form.KEY: [*leading, *kept]}
+
+
+def one_token(body: Json, dialect: Dialect) -> Json:
+    """A body that has the engine compute this prompt and one token more."""
+    if dialect is Dialect.RESPONSES:  # OpenAI's own least is 16; engines take 1
+        return {**body, "max_output_tokens": 1, "temperature": 0, "stream": False, "store": False}
+    if dialect is Dialect.MESSAGES and an_object(body.get("thinking")).get("type") == "enabled":
+        body = {**body, "thinking": {"type": "adaptive"}}  # the same prompt; a budget must be less than max_tokens
+    return {**body, "max_tokens": 1, "temperature": 0, "stream": False}
+
+
+def _first(said: list[Json], room: int) -> list[Json]:
+    """As many items as have room, the last one shortened; the first in any case."""
+    kept: list[Json] = []
+    for item in said:
+        if kept and room <= 0:
+            break
+        shorter = _shortened(item, max(room, 1))
+        if shorter is None and kept:
+            break
+        kept.append(item if shorter is None else shorter)
+        if shorter is not item:
+            break
+        room -= _item_length(item)
+    return kept
+
+
+def _shortened(item: Json, room: int) -> Json | None:
+    """`item` itself if it has room; None if it has not and cannot be cut."""
+    if _item_length(item) <= room:
+        return item
+    if _has_call(item):
+        return None
+    key = "output" if "output" in item else "content"
+    return {**item, key: _cut(item.get(key), room)}
+
+
+def _cut(content: Any, room: int) -> Any:
+    """Content of more than `room` characters, cut to them."""
+    if isinstance(content, str):
+        return content[:room]
+    kept: list[Any] = []
+    for part in content if isinstance(content, list) else ():
+        length = _content_length([part])
+        if room <= 0:
+            break
+        kept.append(part if length <= room else _cut_part(part, room))
+        room -= length
+    return kept
+
+
+def _cut_part(part: Any, room: int) -> Any:
+    if isinstance(part, str):
+        return part[:room]
+    key = "content" if part.get("type") == "tool_result" else "text"
+    return {**part, key: _cut(part[key], room)}
+
+
+def _has_call(item: Json) -> bool:
+    if is_said(item.get("tool_calls")) or is_said(item.get("function_call")) or "arguments" in item:
+        return True
+    return any(part.get("type") == "tool_use" for part in objects(item.get("content")))
+
+
+def _beside(body: Json) -> int:
+    """Characters of what stands before the messages, in fields of its own."""
+    defined = [body[name] for name in _BESIDE if is_said(body.get(name))]
+    head = _content_length(body.get("system")) + _content_length(body.get("instructions"))
+    return head + sum(len(msgspec.json.encode(each)) for each in defined)
+
+
+def _item_length(item: Json) -> int:
+    calls = [item[name] for name in ("tool_calls", "function_call") if is_said(item.get(name))]
+    arguments = len(text(item.get("name"))) + len(text(item.get("arguments")))
+    beside = arguments + sum(len(msgspec.json.encode(each)) for each in calls)
+    return beside + _content_length(item.get("content")) + _content_length(item.get("output"))
+
+
+def _content_length(content: Any) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(map(_part_length, content)) if isinstance(content, list) else 0
+
+
+def _part_length(part: Any) -> int:
+    """Images and the like count as nothing: they stay with the text before them."""
+    if isinstance(part, str):
+        return len(part)
+    said = an_object(part)
+    if said.get("type") == "tool_result":
+        return _content_length(said.get("content"))
+    if said.get("type") == "tool_use":
+        return len(text(said.get("name"))) + len(msgspec.json.encode(said.get("input")))
+    return len(text(said.get("text")))
