@@ -1,0 +1,36 @@
+"""Which engine is behind a URL: by what it says of itself, and by nothing that it would have to work for."""
+
+from kvprefetch.gateway.contract import Engine, Json, Link
+from kvprefetch.gateway.engines.answers import decoded
+from kvprefetch.gateway.engines.generic import Generic
+from kvprefetch.gateway.engines.sglang import SGLang, server_info, sglang_traits
+from kvprefetch.gateway.engines.vllm import Residency, Vllm, vllm_traits
+from kvprefetch.gateway.engines.worker import Worker
+from kvprefetch.gateway.wire.fields import objects
+from kvprefetch.settings import UpstreamSettings
+
+
+async def discover(link: Link, settings: UpstreamSettings, residency: Residency | None = None) -> Engine:
+    """The engine there; `residency` is what its KV events say. Raises UpstreamError where it cannot be reached."""
+    models = await _models(link)
+    owner = str(models[0].get("owned_by", "")) if models else ""
+    if owner == "kvprefetch":
+        return Worker(link, settings)
+    if owner == "vllm" or (not owner and await _has_vllm_metrics(link)):
+        adapters = frozenset(str(model.get("id")) for model in models if model.get("parent"))
+        return Vllm(link, await vllm_traits(link, settings), residency, adapters)
+    info = await server_info(link) if owner in ("", "sglang") else {}
+    if owner == "sglang" or info:
+        return SGLang(link, sglang_traits(info, settings))
+    return Generic(link, settings)
+
+
+async def _models(link: Link) -> list[Json]:
+    """What it serves, with who owns it and, for an adapter, its parent."""
+    status, body = await link.get("/v1/models")
+    return objects(decoded(body).get("data")) if status == 200 else []
+
+
+async def _has_vllm_metrics(link: Link) -> bool:
+    status, text = await link.get("/metrics")
+    return status == 200 and b"\nvllm:" in text

@@ -1,0 +1,63 @@
+"""The nearest next turn of a conversation, made up: it shows where what is shared with any next request ends. Pure.
+
+A chat template treats a turn by what follows it: thinking is dropped from turns that are no longer the last, results of
+tools are put together. So a beginning is rendered as it will be only if something follows. Two requests that go on
+from it with different words share the draft's tokens, and no others.
+"""
+
+from collections.abc import Callable
+
+from kvprefetch.gateway.contract import Dialect, Json
+from kvprefetch.gateway.wire.conversation import CONVERSATIONS
+from kvprefetch.gateway.wire.fields import an_object, objects
+
+WORDS = ("0", "a")  # tokens of different kinds, which white space before them is not merged with
+
+
+def next_turn(dialect: Dialect, said: list[Json], words: str) -> list[Json]:
+    """What comes after the last of the messages or items: results of its calls, an answer to it, or a question."""
+    last = said[-1] if said else {}
+    results = _RESULTS[dialect](last, words)
+    if results:
+        return results
+    is_asked = last.get("role") in ("user", "tool", "function") or last.get("type") == "function_call_output"
+    return [{"role": "assistant" if is_asked else "user", "content": words}]
+
+
+def followed(dialect: Dialect, body: Json, words: str = WORDS[0]) -> Json:
+    """`body` with its nearest next turn, if that is not the model's own: then a request for an answer has none."""
+    form = CONVERSATIONS[dialect]
+    said = form.items(body)
+    after = next_turn(dialect, said, words)
+    return body if after[-1].get("role") == "assistant" else {**body, form.KEY: [*said, *after]}
+
+
+def _chat_results(last: Json, words: str) -> list[Json]:
+    calls = objects(last.get("tool_calls"))
+    return [{"role": "tool", "tool_call_id": call.get("id", ""), "content": words} for call in calls]
+
+
+def _responses_results(last: Json, words: str) -> list[Json]:
+    if last.get("type") != "function_call":
+        return []
+    return [{"type": "function_call_output", "call_id": last.get("call_id", ""), "output": words}]
+
+
+def _messages_results(last: Json, words: str) -> list[Json]:
+    calls = [block for block in objects(last.get("content")) if an_object(block).get("type") == "tool_use"]
+    if last.get("role") != "assistant" or not calls:
+        return []
+    results = [{"type": "tool_result", "tool_use_id": call.get("id", ""), "content": words} for call in calls]
+    return [{"role": "user", "content": results}]
+
+
+def _no_results(last: Json, words: str) -> list[Json]:
+    return []
+
+
+_RESULTS: dict[Dialect, Callable[[Json, str], list[Json]]] = {
+    Dialect.CHAT: _chat_results,
+    Dialect.RESPONSES: _responses_results,
+    Dialect.MESSAGES: _messages_results,
+    Dialect.COMPLETIONS: _no_results,
+}
