@@ -110,10 +110,13 @@ def _beside(body: Json) -> int:
 
 
 def _item_length(item: Json) -> int:
-    calls = [item[name] for name in ("tool_calls", "function_call") if is_said(item.get(name))]
-    arguments = len(text(item.get("name"))) + len(text(item.get("arguments")))
-    beside = arguments + sum(len(msgspec.json.encode(each)) for each in calls)
+    calls = [call.get("function") for call in objects(item.get("tool_calls"))]
+    beside = sum(_call_length(an_object(call)) for call in (*calls, item.get("function_call"), item))
     return beside + _content_length(item.get("content")) + _content_length(item.get("output"))
+
+
+def _call_length(call: Json) -> int:
+    return len(text(call.get("name"))) + len(text(call.get("arguments")))
 
 
 def _content_length(content: Any) -> int:
