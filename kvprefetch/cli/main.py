@@ -7,6 +7,7 @@ import click
 
 from kvprefetch import __version__
 from kvprefetch.cli.demo import demo
+from kvprefetch.cli.gateway import gateway
 from kvprefetch.cli.serve import serve
 from kvprefetch.cli.simulate import simulate
 from kvprefetch.cli.stats import stats
@@ -21,6 +22,7 @@ def commands() -> None:
 
 
 commands.add_command(demo)
+commands.add_command(gateway)
 commands.add_command(serve)
 commands.add_command(simulate)
 commands.add_command(stats)

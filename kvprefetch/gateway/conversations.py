@@ -6,11 +6,12 @@ last are kept, `max_sessions` of them, and of their drafts `max_bytes`.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import count
 
+from kvprefetch.cache.keys import BlockKey
 from kvprefetch.contexts import qualified
 from kvprefetch.gateway.contract import Asked, Draft
 
@@ -26,6 +27,7 @@ class Conversation:
     named: str = ""  # by the caller
     upstream: str = ""  # where its context is
     draft: Draft | None = field(default=None, repr=False)
+    keys: Sequence[BlockKey] = field(default=(), repr=False)  # of the draft
     running: int = 0
     _tails: list[bytes] = field(default_factory=list, repr=False)
     _bytes: int = 0
@@ -44,8 +46,7 @@ class Conversations:
     def of(self, tenant: str, asked: Asked, named: str) -> Conversation:
         """The request's session, a new one perhaps."""
         if named:
-            found = self.known.get(qualified(tenant, named))
-            return self._use(found or Conversation(qualified(tenant, named), tenant, named))
+            return self.of_named(tenant, named)
         chain = list(tails(tenant, asked))
         for at, tail in enumerate(reversed(chain)):
             found = self._by_tail.get(tail)
@@ -54,11 +55,18 @@ class Conversations:
                 return self._use(found)
         return self._use(Conversation(qualified(tenant, f"{_INFERRED}{next(self._numbers)}"), tenant))
 
+    def of_named(self, tenant: str, named: str) -> Conversation:
+        """The session that its caller calls so, a new one perhaps."""
+        session = qualified(tenant, named)
+        return self._use(self.known.get(session) or Conversation(session, tenant, named))
+
     def find(self, session: str) -> Conversation | None:
         """By its qualified name; counts as no use."""
         return self.known.get(session)
 
-    def remember(self, talk: Conversation, asked: Asked, answer: bytes, draft: Draft | None) -> None:
+    def remember(
+        self, talk: Conversation, asked: Asked, answer: bytes, draft: Draft | None, keys: Sequence[BlockKey]
+    ) -> None:
         """A request of it was answered: what the next one will begin with."""
         if self.known.get(talk.session) is not talk:
             return  # it was forgotten meanwhile
@@ -69,7 +77,8 @@ class Conversations:
             for tail in talk._tails:
                 self._by_tail[tail] = talk
         self.bytes -= talk._bytes
-        talk.draft, talk._bytes = draft, sum(map(len, draft.canonical)) if draft else 0
+        talk.draft, talk.keys = draft, keys
+        talk._bytes = sum(map(len, draft.canonical)) if draft else 0
         self.bytes += talk._bytes
         self._shrink()
 
@@ -94,7 +103,7 @@ class Conversations:
     def _forget(self, talk: Conversation) -> None:
         self._forget_tails(talk)
         self.bytes -= talk._bytes
-        talk.draft, talk._bytes = None, 0
+        talk.draft, talk.keys, talk._bytes = None, (), 0
 
     def _forget_tails(self, talk: Conversation) -> None:
         for tail in talk._tails:

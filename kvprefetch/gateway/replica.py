@@ -45,8 +45,12 @@ class Replica(BlockPool):
 
     def __init__(self, capacity_tokens: int | None) -> None:
         super().__init__(_MOST, policy=_as_the_engine_does)
-        self.is_known = capacity_tokens is not None
-        self.limit = min(max((capacity_tokens or 0) // BLOCK_UNITS, 1), _MOST) if self.is_known else _MOST
+        self.set_capacity(capacity_tokens)
+
+    def set_capacity(self, tokens: int | None) -> None:
+        """What the engine can hold; None: it does not say, and it is learnt from what it has lost."""
+        self.is_known = tokens is not None
+        self.limit = _MOST if tokens is None else min(max(tokens // BLOCK_UNITS, 1), _MOST)
 
     @property
     def free_pages(self) -> int:
@@ -89,7 +93,7 @@ class Replica(BlockPool):
     def correct(self, keys: Sequence[BlockKey], cached: int) -> int:
         """The engine had only the first `cached` of these; returns how many more it was believed to have.
 
-        What is older than the block that was lost must be lost, too: so much less does the engine hold than was thought.
+        What is older than the block that was lost must be lost, too: the engine holds so much less than was thought.
         """
         found = self.match(keys)
         lost = found[cached:]
@@ -114,10 +118,6 @@ class Replica(BlockPool):
             if not self.is_known:
                 self.limit = min(self.limit + missing, _MOST)
             self.store(keys[:cached], demand, session)
-
-    def forget_all(self) -> None:
-        """The engine was started anew."""
-        self.clear()
 
     def _forget(self, block: Block) -> None:
         """This block and all behind it."""

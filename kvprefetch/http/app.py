@@ -29,7 +29,7 @@ def make_app(local: Local, settings: Settings) -> Starlette:
 
     Raises SettingsError where it would be open to the network without credentials.
     """
-    check_host(settings)
+    check_host(settings.http.host, settings, "http.host")
     backend = Backend.of(local)
     site = Site(backend, Gate(settings), Metrics(backend.stats), settings.http.max_body_bytes)
     pages = _Pages(site)

@@ -1,6 +1,7 @@
 """Who comes in: each request is one tenant's, by its bearer token; and where a worker may listen without tokens."""
 
 import ipaddress
+from collections.abc import Mapping
 
 from kvprefetch.credentials import Credentials, bearer_token
 from kvprefetch.errors import PermissionDenied, SettingsError, Unauthenticated
@@ -15,9 +16,22 @@ class Gate:
 
     def tenant(self, authorization: str) -> str:
         """Whose request it is, by its authorization header. Raises Unauthenticated, PermissionDenied."""
+        return self._by_token(bearer_token(authorization))
+
+    def tenant_of(self, headers: Mapping[str, str]) -> str:
+        """The same, for clients of either API: the token may be in x-api-key."""
+        return self._by_token(_token(headers))
+
+    def reader_of(self, headers: Mapping[str, str]) -> str | None:
+        """Whose figures are asked for: None, all, for an operator, or where nobody is asked who they are."""
+        credential = self._credentials.by_token(_token(headers)) if self._credentials else None
+        if not self._credentials or (credential is not None and credential.role == "operator"):
+            return None
+        return self.tenant_of(headers)
+
+    def _by_token(self, token: str) -> str:
         if not self._credentials:
             return self._default
-        token = bearer_token(authorization)
         if not token:
             raise Unauthenticated("send a tenant's token in the header Authorization: Bearer TOKEN")
         credential = self._credentials.by_token(token)
@@ -28,14 +42,17 @@ class Gate:
         return credential.name
 
 
-def check_host(settings: Settings) -> None:
-    """Raises SettingsError where anybody on the network could ask without a token."""
-    host = settings.http.host
+def check_host(host: str, settings: Settings, key: str) -> None:
+    """Raises SettingsError, naming `key`, where anybody on the network could ask without a token."""
     if not settings.credentials and not _is_loopback(host):
         raise SettingsError(
-            f"http.host {host!r} can be reached from other machines: "
+            f"{key} {host!r} can be reached from other machines: "
             "add [[credentials]] with tenants' tokens, or listen on 127.0.0.1"
         )
+
+
+def _token(headers: Mapping[str, str]) -> str:
+    return bearer_token(headers.get("authorization", "")) or headers.get("x-api-key", "").strip()
 
 
 def _is_loopback(host: str) -> bool:

@@ -28,19 +28,19 @@ def serve(
     """
     listener = listen(settings.host, settings.port)
     server = make_server(app, drain_s)
-    with _outliving_signals():
+    with outliving_signals():
         ready(url_of(listener))
         server.run(sockets=[listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any. Raises SettingsError."""
+def listen(host: str, port: int, what: str = "http") -> socket.socket:
+    """A listening socket; port 0 takes any. Raises SettingsError, which says for what it was."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2_048)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise SettingsError(f"http: cannot listen on {host}:{port} ({why}); choose another port") from error
+        raise SettingsError(f"{what}: cannot listen on {host}:{port} ({why}); choose another port") from error
 
 
 def url_of(listener: socket.socket) -> str:
@@ -66,7 +66,7 @@ def make_server(app: Starlette, drain_s: float) -> uvicorn.Server:
 
 
 @contextmanager
-def _outliving_signals() -> Iterator[None]:
+def outliving_signals() -> Iterator[None]:
     """The server raises its signal once more after it has drained; our caller has things to close by then."""
 
     def ignore(number: int, frame: FrameType | None) -> None:

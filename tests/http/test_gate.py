@@ -69,13 +69,13 @@ def test_health_and_metrics_ask_for_no_token(open_tiny: Open) -> None:
 def test_without_credentials_no_other_machine_may_come_in(host: str) -> None:
     settings = Settings(http=HttpSettings(host=host))
     with pytest.raises(SettingsError, match=r"\[\[credentials\]\]"):
-        check_host(settings)
-    check_host(replace(settings, credentials=KNOWN))
+        check_host(settings.http.host, settings, "http.host")
+    check_host(settings.http.host, replace(settings, credentials=KNOWN), "http.host")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_needs_no_credentials(host: str) -> None:
-    check_host(Settings(http=HttpSettings(host=host)))
+    check_host(host, Settings(), "http.host")
 
 
 def test_no_endpoint_is_made_that_anybody_could_ask(open_tiny: Open) -> None:

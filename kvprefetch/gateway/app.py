@@ -1,0 +1,103 @@
+"""The application: which path is answered by what. Everything that is not named here is passed on."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from kvprefetch.errors import KVPrefetchError
+from kvprefetch.gateway.api import Api
+from kvprefetch.gateway.contract import Dialect
+from kvprefetch.gateway.hints import Hints
+from kvprefetch.gateway.link import UpstreamLink
+from kvprefetch.gateway.placement import choose
+from kvprefetch.gateway.proxy import Receive, Scope, Send, forward
+from kvprefetch.gateway.site import Site
+from kvprefetch.gateway.traffic import Traffic, Unwatched
+from kvprefetch.gateway.wire import error_answer
+from kvprefetch.http.problems import response_to
+from kvprefetch.settings import Settings
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+
+
+def make_gateway(settings: Settings, links: Sequence[UpstreamLink]) -> tuple[Starlette, Site]:
+    """The application, and its site, which its owner runs. /health and /metrics ask for no token."""
+    site = Site(settings, links)
+    hints = Hints(site)
+    api, pages = Api(site, hints), _Pages(site)
+    dialects = [Route(each.value, Traffic(site, hints, each), methods=["POST"]) for each in Dialect]
+    own = [
+        Route("/kvprefetch/v1/prefetch", api.prefetch, methods=["POST"]),
+        Route("/kvprefetch/v1/prefetch/{id}", api.look, methods=["GET"]),
+        Route("/kvprefetch/v1/prefetch/{id}", api.cancel, methods=["DELETE"]),
+        Route("/kvprefetch/v1/signal", api.signal, methods=["POST"]),
+        Route("/kvprefetch/v1/stats", api.stats, methods=["GET"]),
+        Route("/health", pages.health, methods=["GET"]),
+        Route("/metrics", pages.metrics, methods=["GET"]),
+    ]
+    rest = [
+        WebSocketRoute("/{path:path}", _no_websocket),
+        Route("/{path:path}", _PassedOn(site), methods=list(_METHODS)),
+    ]
+    app = Starlette(
+        routes=[*dialects, *own, *rest],
+        exception_handlers={HTTPException: _failed, KVPrefetchError: _failed, Exception: _failed},
+    )
+    return app, site
+
+
+class _Pages:
+    """What is only read."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def health(self, request: Request) -> Response:
+        """Whether any engine can be reached."""
+        up = {upstream.name: upstream.is_up for upstream in self._site.upstreams}
+        is_up = any(up.values())
+        return JSONResponse({"status": "ok" if is_up else "no engine can be reached", "up": up}, 200 if is_up else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        return Response(self._site.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+class _PassedOn:
+    """All other paths: an ASGI application."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what the engine answers."""
+        try:
+            self._site.gate.tenant_of(Headers(scope=scope))
+        except KVPrefetchError as error:
+            await response_to(error)(scope, receive, send)
+            return
+        await forward(
+            scope,
+            receive,
+            send,
+            choose(self._site.upstreams, "").link,
+            headers=scope["headers"],
+            body=None,
+            watch=Unwatched(),
+            error_answer=lambda status, message: error_answer(None, status, message),
+        )
+
+
+async def _no_websocket(websocket: WebSocket) -> None:
+    await websocket.close(1008, "no WebSockets here")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return response_to(error)

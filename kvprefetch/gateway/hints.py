@@ -1,0 +1,179 @@
+"""Hints and signals: what callers say may come, turned into preloads at the engine where it will be wanted.
+
+Handles are kept until they have a use, `max_open` of them for all tenants together; the oldest are forgotten first
+(their preloads live on). Everything here returns at once.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf
+
+from kvprefetch.contexts import qualified
+from kvprefetch.errors import InvalidRequest, UnknownContext
+from kvprefetch.gateway.contract import Draft
+from kvprefetch.gateway.job import WarmJob
+from kvprefetch.gateway.placement import choose
+from kvprefetch.gateway.site import Site, prepared
+from kvprefetch.gateway.upstream import Upstream
+from kvprefetch.outcomes import Outcome, Result
+
+SIGNAL = "signal "
+"""And its kind: evidence that no caller can confuse with other evidence."""
+_KINDS = 64  # of signals, counted apart; callers choose the words, so there must be an end
+
+
+@dataclass(eq=False)
+class Hint:
+    """A hint that was given."""
+
+    id: str
+    tenant: str
+    job: WarmJob | None = None
+    upstream: Upstream | None = None
+    result: Result | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def tokens(self) -> int:
+        """Of the engine's, that are warm."""
+        if self.job is None or self.result is None or not self.result.outcome.is_resident:
+            return 0
+        rendered = self.job.rendered
+        return rendered.tokens if rendered is not None else self.result.tokens
+
+
+class Hints:
+    """See the module's promises."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.known: OrderedDict[str, Hint] = OrderedDict()
+        self.signals: Counter[str] = Counter()
+        self._named: OrderedDict[str, Draft] = OrderedDict()
+        self._numbers = count(1)
+
+    async def prefetch(
+        self,
+        tenant: str,
+        draft: Draft,
+        session: str = "",
+        *,
+        because: str = "hint",
+        probability: float = 1.0,
+        expected_in_s: float = 0.0,
+        hold_s: float | None = None,
+        named: str = "",
+    ) -> Hint:
+        """Ask for a draft to be warm. Raises InvalidRequest for odd numbers."""
+        _check(probability, expected_in_s, hold_s)
+        hint = self._new(tenant)
+        talk = self.site.talks.find(qualified(tenant, session)) if session else None
+        upstream = choose(self.site.upstreams, talk.upstream if talk else self._place(tenant, draft))
+        engine = upstream.engine
+        salt = self.site.salt(tenant, draft.salt, upstream)
+        draft = prepared(draft, draft.headers, salt)
+        keys = await self.site.keys(self.site.root(tenant, salt), draft.canonical)
+        hint.upstream = upstream
+        if engine is not None and engine.traits.capacity_tokens == 0:
+            self._resolve(hint, Result(Outcome.REJECTED, 0, "the engine keeps no prefixes: its caching is off"))
+            return hint
+        if session:
+            self.site.talks.of_named(tenant, session).upstream = upstream.name
+        hint.job = upstream.desk.propose(
+            draft,
+            keys,
+            qualified(tenant, session),
+            tenant,
+            because,
+            self.site.clock(),
+            probability=probability,
+            expected_in_s=expected_in_s,
+            hold_s=hold_s,
+            named=named,
+            resolved=lambda result: self._resolve(hint, result),
+        )
+        upstream.warmer.wake()
+        return hint
+
+    def cancel(self, hint: Hint) -> None:
+        """Withdraw it; CANCELLED unless it has an outcome."""
+        if hint.job is not None and hint.upstream is not None:
+            job = hint.job
+            hint.upstream.desk.preloads.withdraw(
+                lambda other: other is job, "withdrawn by its caller", self.site.clock()
+            )
+
+    def find(self, tenant: str, number: str) -> Hint:
+        """Raises UnknownContext, for another tenant's as well."""
+        hint = self.known.get(number)
+        if hint is None or hint.tenant != tenant:
+            raise UnknownContext("no hint is known by that id")
+        return hint
+
+    async def signal(self, tenant: str, kind: str, session: str, drafts: Sequence[tuple[str, Draft]]) -> list[Hint]:
+        """Something was observed in a session; the contexts it names may be preloaded, or else the session's own."""
+        word = self._word(kind)
+        self.signals[word] += 1
+        name, now = qualified(tenant, session), self.site.clock()
+        talk = self.site.talks.find(name) if session else None
+        if session and kind == "session_ended":
+            for upstream in self.site.upstreams:
+                upstream.desk.end_session(name, now)
+            self.site.talks.end(name)
+            return []
+        upstream = choose(self.site.upstreams, talk.upstream if talk else "")
+        if session:
+            about = next((named for named, _ in drafts if named), "")
+            upstream.desk.foresight.signalled(name, tenant, word, about, now)
+        probability = self.site.settings.speculation.signal_probability
+        if not drafts and talk is not None and talk.draft is not None and not talk.running:
+            drafts = [("", talk.draft)]
+        because = SIGNAL + word
+        return [
+            await self.prefetch(tenant, draft, session, because=because, probability=probability, named=named)
+            for named, draft in drafts
+        ]
+
+    def remember(self, tenant: str, name: str, draft: Draft) -> None:
+        """Give a draft a name; the latest are kept."""
+        self._named[qualified(tenant, name)] = draft
+        self._named.move_to_end(qualified(tenant, name))
+        if len(self._named) > self.site.settings.speculation.max_named:
+            self._named.popitem(last=False)
+
+    def recall(self, tenant: str, name: str) -> Draft:
+        """Raises UnknownContext."""
+        draft = self._named.get(qualified(tenant, name))
+        if draft is None:
+            raise UnknownContext(f"no context is known by the name {name[:100]!r}")
+        return draft
+
+    # -- within ----------------------------------------------------------------------------------------
+    def _new(self, tenant: str) -> Hint:
+        hint = Hint(str(next(self._numbers)), tenant)
+        self.known[hint.id] = hint
+        if len(self.known) > self.site.settings.speculation.max_open:
+            self.known.popitem(last=False)
+        return hint
+
+    def _place(self, tenant: str, draft: Draft) -> str:
+        """Where sessions that begin like this one are."""
+        opening = self.site.openings.of(tenant, draft.canonical[0])
+        return opening.upstream if opening else ""
+
+    def _resolve(self, hint: Hint, result: Result) -> None:
+        hint.result = result
+        hint.done.set()
+
+    def _word(self, kind: str) -> str:
+        return kind if kind in self.signals or len(self.signals) < _KINDS else "other"
+
+
+def _check(probability: float, expected_in_s: float, hold_s: float | None) -> None:
+    if not 0 <= probability <= 1:
+        raise InvalidRequest(f"a probability is from 0 to 1, not {probability}")
+    if not (0 <= expected_in_s < inf and (hold_s is None or 0 <= hold_s < inf)):
+        raise InvalidRequest("hold_s and expected_in_s are finite seconds, 0 or more")

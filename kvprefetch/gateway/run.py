@@ -1,0 +1,34 @@
+"""Run a gateway until SIGTERM or SIGINT; what is in flight then may finish."""
+
+import asyncio
+from collections.abc import Callable
+
+from kvprefetch.errors import SettingsError
+from kvprefetch.gateway.app import make_gateway
+from kvprefetch.gateway.link import open_links
+from kvprefetch.http.gate import check_host
+from kvprefetch.http.serving import listen, make_server, outliving_signals, url_of
+from kvprefetch.settings import Settings
+
+
+async def run(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Listen where the settings say, call `ready` with the URL, and serve. To be called on the main thread.
+
+    Raises SettingsError if there is no upstream, or the port cannot be had.
+    """
+    own = settings.gateway
+    if not own.upstreams:
+        raise SettingsError("gateway.upstreams: there is none; say --upstream http://host:port")
+    check_host(own.host, settings, "gateway.host")
+    async with open_links(own) as links:
+        app, site = make_gateway(settings, links)
+        listener = listen(own.host, own.port, "gateway")
+        server = make_server(app, own.drain_s)
+        warming = asyncio.create_task(site.run())
+        try:
+            with outliving_signals():
+                ready(url_of(listener))
+                await server.serve(sockets=[listener])
+        finally:
+            warming.cancel()
+            await asyncio.gather(warming, return_exceptions=True)

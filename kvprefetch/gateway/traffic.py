@@ -1,0 +1,159 @@
+"""POST to a dialect's path: read, given a session and a place, passed on, learnt from. And prewarm requests, answered.
+
+A body that cannot be read is passed on as it is: the engine is the one to complain.
+"""
+
+import asyncio
+import time
+import uuid
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from kvprefetch.errors import InvalidRequest, KVPrefetchError
+from kvprefetch.gateway.contract import Asked, Dialect, Warmed
+from kvprefetch.gateway.hints import Hint, Hints
+from kvprefetch.gateway.placement import choose
+from kvprefetch.gateway.proxy import Receive, Scope, Send, forward, read_body
+from kvprefetch.gateway.site import Site, kept_headers, prepared
+from kvprefetch.gateway.wire import error_answer, prewarm_answer, read_request, request_draft
+from kvprefetch.http.ask import SESSION_HEADER
+from kvprefetch.http.problems import status_of
+
+_LONG = 64 * 2**10  # bytes whose reading is left to a thread
+_LONGEST_NAME = 256
+REASON = b"x-kvprefetch-reason"
+
+
+class Traffic:
+    """An ASGI application for one dialect. See the module's promises."""
+
+    def __init__(self, site: Site, hints: Hints, dialect: Dialect) -> None:
+        self.site, self.hints, self.dialect = site, hints, dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            tenant = self.site.gate.tenant_of(Headers(scope=scope))
+            body = await read_body(scope, receive, self.site.settings.gateway.max_body_bytes)
+            asked = await self._read(body)
+        except ClientDisconnect:
+            return
+        except (KVPrefetchError, HTTPException) as error:
+            await self._refuse(error)(scope, receive, send)
+            return
+        named = Headers(scope=scope).get(SESSION_HEADER, "")[:_LONGEST_NAME]
+        if asked is None:
+            await self._pass_on(scope, receive, send, body)
+        elif asked.prewarm:
+            await self._prewarm(scope, receive, send, asked, tenant, named)
+        else:
+            await self._serve(scope, receive, send, asked, body, tenant, named)
+
+    # -- within ----------------------------------------------------------------------------------------
+    async def _read(self, body: bytes) -> Asked | None:
+        try:
+            if len(body) > _LONG:
+                return await asyncio.to_thread(read_request, self.dialect, body)
+            return read_request(self.dialect, body)
+        except InvalidRequest:
+            return None
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, asked: Asked, body: bytes, tenant: str, named: str
+    ) -> None:
+        turn = await self.site.begin(tenant, asked, named, scope["headers"])
+        await forward(
+            scope,
+            receive,
+            send,
+            turn.upstream.link,
+            headers=scope["headers"],
+            body=salted(body, turn.salt) if turn.salt != asked.salt else body,
+            watch=turn,
+            error_answer=self._error,
+        )
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        link = choose(self.site.upstreams, "").link
+        await forward(
+            scope,
+            receive,
+            send,
+            link,
+            headers=scope["headers"],
+            body=body,
+            watch=Unwatched(),
+            error_answer=self._error,
+            extra_headers=[(REASON, b"the body was not read")],
+        )
+
+    async def _prewarm(self, scope: Scope, receive: Receive, send: Send, asked: Asked, tenant: str, named: str) -> None:
+        draft = request_draft(asked)
+        if draft is None:
+            await self._refuse(InvalidRequest("there is no one prompt here that could be warmed"))(scope, receive, send)
+            return
+        draft = prepared(draft, kept_headers(scope["headers"]), asked.salt)
+        hint = await self.hints.prefetch(tenant, draft, named)
+        try:
+            async with asyncio.timeout(self.site.settings.gateway.patience_s):
+                if not await _done_before_the_client_leaves(hint, receive):
+                    self.hints.cancel(hint)
+                    return
+        except TimeoutError:
+            pass  # it lives on
+        kind, body = prewarm_answer(asked, self._warmed(hint), time.time(), uuid.uuid4().hex)
+        await Response(body, 200, media_type=kind)(scope, receive, send)
+
+    def _warmed(self, hint: Hint) -> Warmed:
+        job, result = hint.job, hint.result
+        total = job.rendered.tokens if job is not None and job.rendered is not None else (job.size if job else 0)
+        hold_s = job.ticket.hold_s if job is not None else 0.0
+        if result is None:
+            reason = "the engine is busy; it will be warmed when it is idle"
+            return Warmed("pending", total, job.warm if job else 0, hold_s, reason)
+        return Warmed(result.outcome.value, total, hint.tokens, hold_s if hint.tokens else 0.0, result.reason)
+
+    def _error(self, status: int, message: str) -> bytes:
+        return error_answer(self.dialect, status, message)
+
+    def _refuse(self, error: KVPrefetchError | HTTPException) -> Response:
+        status = status_of(error)
+        message = str(error.detail) if isinstance(error, HTTPException) else str(error)
+        return Response(self._error(status, message), status, media_type="application/json")
+
+
+class Unwatched:
+    """Nothing is learnt from an exchange."""
+
+    def began(self, status: int, headers: object) -> None:
+        """Nothing."""
+
+    def chunk(self, data: bytes) -> None:
+        """Nothing."""
+
+    def ended(self, error: str | None) -> None:
+        """Nothing."""
+
+
+def salted(body: bytes, salt: str) -> bytes:
+    """The JSON object with its `cache_salt` said last, so that it counts; every other byte as it was."""
+    end = body.rindex(b"}")
+    comma = b"" if body[:end].rstrip().endswith(b"{") else b","
+    return b'%b%b"cache_salt":"%b"%b' % (body[:end], comma, salt.encode(), body[end:])
+
+
+async def _done_before_the_client_leaves(hint: Hint, receive: Receive) -> bool:
+    async def leaves() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    done, left = asyncio.ensure_future(hint.done.wait()), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait([done, left], return_when=asyncio.FIRST_COMPLETED)
+        return hint.done.is_set()
+    finally:
+        done.cancel()
+        left.cancel()

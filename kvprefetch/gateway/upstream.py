@@ -1,0 +1,97 @@
+"""One engine behind the gateway: whether it is up, what it is, its books, its warming.
+
+`run` finds out what the engine is, again and again until it is there, and once more after it was lost; requests are
+passed on meanwhile, only nothing is warmed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from kvprefetch.errors import UpstreamError
+from kvprefetch.gateway.contract import Engine
+from kvprefetch.gateway.desk import Desk
+from kvprefetch.gateway.engines.discover import discover
+from kvprefetch.gateway.link import UpstreamLink
+from kvprefetch.gateway.pace import Pace
+from kvprefetch.gateway.warmer import Warmer
+from kvprefetch.settings import Settings, UpstreamSettings
+
+log = logging.getLogger(__name__)
+_FIRST_LOOK_S, _LAST_LOOK_S = 0.5, 10.0
+
+
+class Upstream:
+    """See the module's promises. Owned by the gateway; one event loop."""
+
+    def __init__(
+        self,
+        link: UpstreamLink,
+        settings: Settings,
+        own: UpstreamSettings,
+        clock: Callable[[], float],
+        lost: Callable[["Upstream", str], None],
+    ) -> None:
+        self.link, self.own, self.clock, self._settings = link, own, clock, settings
+        self.name = link.url
+        self.engine: Engine | None = None
+        self.is_up = True  # until it is seen not to be
+        self.known = asyncio.Event()  # it was asked what it is
+        self._lost, self._gone = lost, asyncio.Event()
+        self.pace = Pace(settings.speculation.step_s)
+        self.desk = self._new_desk(own.capacity_tokens or None)
+        self.warmer = Warmer(link, self.desk, self.pace, clock, settings.gateway.beside_live)
+        self.warmer.broke = self.broke
+
+    @property
+    def live(self) -> int:
+        """Requests that it is answering for this gateway."""
+        return self.warmer.live
+
+    def broke(self) -> None:
+        """It could not be reached: what it held is lost, most likely."""
+        if self.is_up:
+            self.is_up = False
+            self._gone.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.warmer.run())
+            while True:
+                await self._find()
+                self._gone.clear()
+                await self._gone.wait()
+                await self._forget()
+
+    # -- within ----------------------------------------------------------------------------------------
+    async def _find(self) -> None:
+        pause_s = _FIRST_LOOK_S
+        while True:
+            try:
+                engine = await discover(self.link, self.own)
+                break
+            except UpstreamError as error:
+                if self.is_up:
+                    log.warning("the engine at %s is not there yet: it %s", self.name, error)
+                self.is_up = False
+                self.known.set()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_LOOK_S)
+        traits = engine.traits
+        log.info("%s is %s; its cache holds %s tokens", self.name, traits.kind, traits.capacity_tokens or "some")
+        self.desk.replica.set_capacity(traits.capacity_tokens)
+        self.engine = self.warmer.engine = engine
+        self.is_up = True
+        self.known.set()
+        self.warmer.wake()
+
+    async def _forget(self) -> None:
+        engine, self.engine = self.engine, None
+        self.warmer.engine = None
+        self.desk.restarted()
+        if engine is not None:
+            await engine.close()
+
+    def _new_desk(self, capacity_tokens: int | None) -> Desk:
+        return Desk(self._settings.speculation, capacity_tokens, lambda session: self._lost(self, session))

@@ -1,0 +1,212 @@
+"""Warms one engine's cache in its idle time, a piece at a time (law 2).
+
+A piece is a request for one token whose prompt ends a little behind what is warm already. Pieces are sent while nobody
+is being served; when a live request comes, the piece under way is given up at once, by closing its connection: the
+engine ends its step, keeps the blocks that are finished, and the next piece goes on from there. Before each piece the
+engine is asked whether others are at it. An engine that refuses or is not there is left alone for a while, longer each
+time.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from math import inf
+
+from kvprefetch.errors import InvalidRequest, UpstreamError
+from kvprefetch.gateway.contract import Asked, Engine, Link, Rendered
+from kvprefetch.gateway.desk import Desk
+from kvprefetch.gateway.job import WarmJob
+from kvprefetch.gateway.pace import Pace, piece_end
+from kvprefetch.gateway.wire import dialect_of, read_answer
+
+log = logging.getLogger(__name__)
+_BUSY_LOOK_S = 0.05  # how soon to look again whether others have left the engine
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_PIECE_S, _WHOLE_S = 120.0, 600.0  # after which a piece, or a context that the engine warms by itself, is given up
+_REFUSALS = 5  # in a row, after which a job has failed
+_REFUSED = (429, 503)
+
+
+class Warmer:
+    """See the module's promises. `live` is how many requests the gateway has at this engine."""
+
+    def __init__(self, link: Link, desk: Desk, pace: Pace, clock: Callable[[], float], beside_live: int) -> None:
+        self.link, self.desk, self.pace, self.clock, self.beside_live = link, desk, pace, clock, beside_live
+        self.engine: Engine | None = None
+        self.live = 0
+        self.pieces = self.given_up = self.refused = 0
+        self.broke: Callable[[], None] = lambda: None  # called where the engine could not be reached
+        self._piece: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._resume_at, self._pause_s = -inf, _FIRST_PAUSE_S
+
+    # -- live traffic ----------------------------------------------------------------------------------
+    def live_began(self) -> bool:
+        """A request is about to be passed on; whether a piece was before it, which is given up now."""
+        self.live += 1
+        piece = self._piece
+        if piece is None or piece.done() or self.live <= self.beside_live or self._warms_itself:
+            return False
+        piece.cancel()
+        return True
+
+    def live_ended(self) -> None:
+        """It is over."""
+        self.live -= 1
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wake.set()
+
+    # -- the loop --------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            try:
+                await self._round()
+            except Exception:  # the task's outermost line: warming must not end for one bad job
+                log.exception("warming broke; it goes on in %g s", _LONGEST_PAUSE_S)
+                self._resume_at = self.clock() + _LONGEST_PAUSE_S
+
+    @property
+    def _warms_itself(self) -> bool:
+        return self.engine is not None and self.engine.traits.warms_itself
+
+    async def _round(self) -> None:
+        now = self.clock()
+        self._wake.clear()
+        if self.engine is None or now < self._resume_at:
+            await self._sleep(self._resume_at if self.engine is not None else inf)
+            return
+        if self.live > self.beside_live and not self._warms_itself:
+            await self._sleep(inf)
+            return
+        chosen = self.desk.next(now)
+        if chosen is None:
+            await self._sleep(self.desk.wakes_at())
+            return
+        job, decision = chosen
+        job.why = decision.because
+        await self._interruptible(job)
+
+    async def _sleep(self, until: float) -> None:
+        seconds = until - self.clock()
+        if seconds > 0:
+            try:
+                await asyncio.wait_for(self._wake.wait(), None if seconds == inf else seconds)
+            except TimeoutError:
+                return
+
+    async def _interruptible(self, job: WarmJob) -> None:
+        self._piece = piece = asyncio.create_task(self._work(job))
+        try:
+            await asyncio.wait([piece])
+        finally:
+            self._piece = None
+            piece.cancel()
+        if piece.cancelled():
+            self.given_up += 1
+        else:
+            piece.result()
+
+    # -- one piece -------------------------------------------------------------------------------------
+    async def _work(self, job: WarmJob) -> None:
+        """The next piece of the job, or its end."""
+        engine = self.engine
+        assert engine is not None
+        try:
+            if not engine.traits.warms_itself and await self._others(engine):
+                await asyncio.sleep(_BUSY_LOOK_S)
+                return
+            if job.rendered is None:
+                job.rendered = await engine.render(job.context)
+            await self._warm(engine, job, job.rendered)
+        except InvalidRequest as error:
+            self.desk.failed(job, str(error), self.clock())
+        except UpstreamError as error:
+            log.warning("%s: warming stops for now: the engine %s", self.link.url, error)
+            self._pause()
+            self.broke()
+
+    async def _others(self, engine: Engine) -> bool:
+        """Whether the engine is serving more than what went through here."""
+        serving = await engine.load()
+        return serving is not None and serving > self.live + self.beside_live
+
+    async def _warm(self, engine: Engine, job: WarmJob, rendered: Rendered) -> None:
+        block, total = engine.traits.block_tokens, _whole(rendered, engine.traits.block_tokens)
+        start = min(self._ready(engine, job, rendered, total), total)
+        if start >= total:
+            reason = "" if total else f"it is shorter than a block of {block} tokens"
+            self.desk.warmed(job, 1.0, 0, 0.0, self.clock())
+            self.desk.finished(job, self.clock(), reason)
+            return
+        whole, piece = engine.traits.warms_itself, self.pace.piece(block)
+        if not job.is_sure and start > piece and not whole:
+            start = 0  # what is believed is asked for first: were it wrong, the next piece would be a long one
+        end = total if whole else piece_end(start, total, piece, block)
+        request, began = rendered.request(end), self.clock()
+        self.pieces += 1
+        status, raw = await self.link.post(
+            request.path, request.body, headers=job.context.headers, timeout_s=_WHOLE_S if whole else _PIECE_S
+        )
+        if status == 200:
+            self._done(engine, job, start, end, self.clock() - began, (request.path, raw))
+        elif status in _REFUSED:
+            self._was_refused(job, status)
+        else:
+            raise InvalidRequest(f"the engine refuses it with status {status}")
+
+    def _ready(self, engine: Engine, job: WarmJob, rendered: Rendered, total: int) -> int:
+        """Leading tokens that are warm: as the engine has said, else as is believed."""
+        said = engine.cached(rendered, job.context.salt)
+        if said is not None:
+            return said
+        believed = self.desk.preloads.resident_tokens(job) / max(job.size, 1) * total
+        block = engine.traits.block_tokens
+        return max(job.warm, int(believed) // block * block)
+
+    def _done(
+        self, engine: Engine, job: WarmJob, start: int, end: int, seconds: float, answer: tuple[str, bytes]
+    ) -> None:
+        """The engine has answered: what it says counts more than what was believed."""
+        assert job.rendered is not None
+        self._pause_s = _FIRST_PAUSE_S
+        now, total = self.clock(), _whole(job.rendered, engine.traits.block_tokens)
+        dialect = dialect_of(answer[0])
+        assert dialect is not None
+        said = read_answer(Asked(dialect, {}, "", b"", ()), 200, "application/json", answer[1])
+        if said.prompt_tokens:
+            engine.learn(job.rendered, end, said.prompt_tokens)
+        cached = said.cached_tokens
+        believed = min(self._ready(engine, job, job.rendered, total), end)
+        if cached is not None and cached + engine.traits.block_tokens < max(start, believed):
+            self.desk.had(job, cached / max(total, 1))
+            job.lost += 1
+            if job.lost >= _REFUSALS:
+                self.desk.failed(job, "the engine does not keep what is warmed", now)
+                return
+        computed = max(end - (start if cached is None else cached), 0)
+        if not engine.traits.warms_itself:
+            self.pace.warmed(computed, seconds)
+        job.warm, job.computed, job.refusals, job.is_sure = max(job.warm, end), job.computed + computed, 0, True
+        self.desk.warmed(job, end / max(total, 1), computed, seconds, now)
+        if end >= total:
+            self.desk.finished(job, now)
+
+    def _was_refused(self, job: WarmJob, status: int) -> None:
+        self.refused += 1
+        job.refusals += 1
+        self._pause()
+        if job.refusals >= _REFUSALS:
+            self.desk.failed(job, f"the engine refuses warming with status {status}", self.clock())
+
+    def _pause(self) -> None:
+        self._resume_at = self.clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+
+def _whole(rendered: Rendered, block_tokens: int) -> int:
+    """What of it the engine can keep: whole blocks, where tokens are counted."""
+    return rendered.tokens // block_tokens * block_tokens if rendered.is_exact else rendered.tokens
