@@ -8,8 +8,8 @@ its end, or being cancelled, closes the connection at once. One event loop; noth
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -83,7 +83,8 @@ class UpstreamLink:
         answer: aiohttp.ClientResponse | None = None
         try:
             answer = await self._ask(method, url, sent, body)
-            yield answer
+            with _breaking_off(answer):
+                yield answer
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamError(_reason(error)) from error
         finally:
@@ -189,6 +190,38 @@ async def _note_reuse(
     session: aiohttp.ClientSession, context: SimpleNamespace, event: aiohttp.TraceConnectionReuseconnParams
 ) -> None:
     context.trace_request_ctx.reused = True
+
+
+@contextmanager
+def _breaking_off(answer: aiohttp.ClientResponse) -> Iterator[None]:
+    """See to it that who reads learns of the connection's end.
+
+    aiohttp closes a connection that brings nonsense in the midst of a body, but leaves its reader waiting.
+    """
+
+    def tell(_: object) -> None:
+        if not answer.content.is_eof() and answer.content.exception() is None:
+            answer.content.set_exception(aiohttp.ClientPayloadError())
+
+    protocol = answer.connection.protocol if answer.connection is not None else None
+    closed = protocol.closed if protocol is not None else None
+    if closed is None:
+        tell(None)  # already closed; nothing, where the whole answer is there
+        yield
+        return
+    closed.remove_done_callback(_look)  # that of the connection's earlier exchanges
+    closed.add_done_callback(_look)
+    closed.add_done_callback(tell)
+    try:
+        yield
+    finally:
+        closed.remove_done_callback(tell)
+
+
+def _look(closed: asyncio.Future[None]) -> None:
+    """asyncio complains of errors that nobody has looked at; how an idle connection ended is of no interest."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 def _is_unanswered(error: aiohttp.ClientError) -> bool:
