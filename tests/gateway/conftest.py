@@ -16,7 +16,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_vllm(tiny_model: Path) -> Iterator[RealEngine]:
     """A vLLM server with the tiny Llama in float32. Mark its tests with `needs_vllm`."""
-    with vllm(tiny_model) as engine:
+    with vllm(tiny_model, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as engine:
         yield engine
 
 

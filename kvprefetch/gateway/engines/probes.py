@@ -24,6 +24,17 @@ def next_turn(dialect: Dialect, said: list[Json], words: str) -> list[Json]:
     return [{"role": "assistant" if is_asked else "user", "content": words}]
 
 
+def two_ways(messages: list[Json]) -> tuple[list[Json], list[Json]]:
+    """A chat's messages, going on in two ways whose shared prefix is the messages'.
+
+    After a question, the answer is once the last turn and once not, as templates may begin the two differently.
+    """
+    one, other = ([*messages, *next_turn(Dialect.CHAT, messages, words)] for words in WORDS)
+    if messages and messages[-1].get("role") == "user":
+        other.append({"role": "user", "content": WORDS[0]})
+    return one, other
+
+
 def followed(dialect: Dialect, body: Json, words: str = WORDS[0]) -> Json:
     """`body` with its nearest next turn, if that is not the model's own: then a request for an answer has none."""
     form = CONVERSATIONS[dialect]

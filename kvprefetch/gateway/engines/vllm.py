@@ -1,8 +1,8 @@
 """vLLM: prompts rendered by its own `/tokenize`, and warmed as token ids through `/v1/completions`.
 
 Measured on vLLM 0.32, and relied on:
-- A request leaves every full block of its prompt in the cache, the last one too if it ends with the prompt. A piece that
-  ends at a multiple of `block_tokens` is found whole by the next piece and by every longer prompt.
+- A request leaves every full block of its prompt in the cache, the last one too if it ends with the prompt. A piece
+  that ends at a multiple of `block_tokens` is found whole by the next piece and by every longer prompt.
 - A prompt is never served from the cache alone: where all its blocks are there, the last one is computed again. What
   lies behind the last full block is computed by the real request, so there is no use in warming it.
 - `cache_salt` is taken by all four dialects: 1 to 128 characters, none of them "@", "/", a backslash or NUL.
@@ -19,10 +19,11 @@ from typing import Protocol
 from kvprefetch.errors import InvalidRequest, UpstreamError
 from kvprefetch.gateway.contract import Dialect, Draft, Json, Link, Rendered, Traits
 from kvprefetch.gateway.engines.answers import decoded, encode, samples
-from kvprefetch.gateway.engines.probes import WORDS, next_turn
+from kvprefetch.gateway.engines.probes import WORDS, two_ways
 from kvprefetch.gateway.engines.text import TextRenderer
 from kvprefetch.gateway.engines.tokens import RenderedIds, shared_prefix
 from kvprefetch.gateway.wire.completions import prompt
+from kvprefetch.gateway.wire.fields import objects
 from kvprefetch.settings import UpstreamSettings
 
 _TOKENIZE_S = 30.0
@@ -107,15 +108,18 @@ class Vllm:
         plain = _chosen(draft.body, ("model", "add_special_tokens"))
         if draft.exact:
             return await self._tokenize(draft, {**plain, "prompt": text})
-        return await self._shared(draft, *({**plain, "prompt": text + words} for words in WORDS))
+        one, other = ({**plain, "prompt": text + words} for words in WORDS)
+        return await self._shared(draft, one, other)
 
     async def _of_chat(self, draft: Draft) -> tuple[int, ...] | None:
-        plain, messages = template_fields(draft.body), draft.body.get("messages") or []
+        plain, messages = template_fields(draft.body), objects(draft.body.get("messages"))
         if draft.exact:
             return await self._tokenize(draft, {**plain, **_chosen(draft.body, _ENDING_FIELDS), "messages": messages})
-        probes = [[*messages, *next_turn(Dialect.CHAT, messages, words)] for words in WORDS]
-        plain["add_generation_prompt"] = probes[0][-1]["role"] != "assistant"
-        return await self._shared(draft, *({**plain, "messages": each} for each in probes))
+        one, other = (
+            {**plain, "messages": each, "add_generation_prompt": each[-1].get("role") != "assistant"}
+            for each in two_ways(messages)
+        )
+        return await self._shared(draft, one, other)
 
     async def _shared(self, draft: Draft, one: Json, other: Json) -> tuple[int, ...] | None:
         first = await self._tokenize(draft, one)
