@@ -111,7 +111,11 @@ def smollm2_folder() -> Path:
     source = {"gguf_file": found.name} if found.is_file() else {}
     place = str(found.parent) if source else str(found)
     with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
-        AutoModelForCausalLM.from_pretrained(place, **source).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(place, **source)
+        if source:  # unpacked, it is a plain model, which can be saved
+            model.hf_quantizer, model.is_quantized = None, False
+            del model.config.quantization_config
+        model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(place, **source).save_pretrained(folder)
         with suppress(OSError):  # another run was first
             Path(folder).rename(target)
