@@ -18,7 +18,7 @@ from kvprefetch.settings import Settings, UpstreamSettings, load_settings
 )
 @click.option(
     "--service",
-    help="'embedded', or the address of a cache service whose workers take the hints.  [default: the settings', embedded]",
+    help="'embedded', or a cache service's address, whose workers take the hints.  [default: settings', embedded]",
 )
 @click.option("--settings", "settings_file", help="TOML file.  [default: $KVPREFETCH_SETTINGS]")
 @click.option("--host", help="Address for HTTP.  [default: the settings', 127.0.0.1]")

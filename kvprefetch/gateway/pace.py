@@ -1,18 +1,26 @@
 """How many tokens a piece of warming may have (law 2). Pure.
 
-An engine cannot be stopped in the midst of a step, so a live request waits for the rest of the piece before it. A piece
-therefore takes at most `step_s`, or as long as first tokens take here anyway: then the wait is at most doubled. Rates
-are learnt from pieces that were warmed, what is usual from live requests that had no piece before them.
+An engine cannot be stopped in the midst of a step, so a live request waits for the rest of the piece before it. While
+live requests come and go, a piece takes at most `step_s`, or a little longer than first tokens take here anyway: as a
+request comes at any moment of it, that is half as long again, on the average, for those that meet one. When nobody has
+come for a while, the next request is not likely to come just now: a piece may then take a tenth of that while, up to
+four first tokens, for short pieces cost more. Rates are learnt from pieces that were warmed, what is usual from live
+requests that had no piece before them.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import quantiles
 
+from kvprefetch.plan.rates import Line
+
 _WINDOW, _ENOUGH = 64, 4  # live requests that are remembered, and how many tell what is usual
+_BESIDE, _ALONE = 1.25, 4.0  # usual first tokens that a piece may take, while others come and go, and at most
+_OF_SILENCE = 0.1  # of the time that nobody has come
+_UNMEASURED = 10.0  # steps that a piece may take at most, before it is known what is usual
 _MOST = 8_192  # tokens of a piece
-_GROWTH = 2.0  # of one piece over the one before: a rate that was measured on short ones errs
-_FRESH = 0.3  # weight of the newest rate
+_TRIALS = (1, 2, 4)  # blocks of the first pieces: what a piece costs beside its tokens is known from several sizes
+_GROWTH = 2  # of one piece over the longest before
 
 
 @dataclass
@@ -20,8 +28,9 @@ class Pace:
     """See the module's promises. Tokens, seconds."""
 
     step_s: float = 0.02
-    tokens_per_s: float | None = None
-    _latest: int = 0
+    _cost: Line = field(default_factory=Line)  # of tokens, and of a piece
+    _pieces: int = 0
+    _longest: int = 0
     _first_tokens: "deque[float]" = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     @property
@@ -31,6 +40,17 @@ class Pace:
             return None
         return quantiles(self._first_tokens, n=4)[0]
 
+    def bound_s(self, silence_s: float) -> float:
+        """How long a piece may take, when nobody was served for so long."""
+        usual = self.usual_s
+        least = self.step_s if usual is None else max(self.step_s, _BESIDE * usual)
+        most = _UNMEASURED * self.step_s if usual is None else max(self.step_s, _ALONE * usual)
+        return min(max(least, _OF_SILENCE * silence_s), most)
+
+    def seconds(self, tokens: int) -> float | None:
+        """What a piece of so many tokens will probably take; None before the first."""
+        return self._cost.at(float(tokens), 1.0)
+
     def answered(self, seconds: float) -> None:
         """A live request that had no piece before it got its first token."""
         if seconds > 0:
@@ -38,19 +58,25 @@ class Pace:
 
     def warmed(self, tokens: int, seconds: float) -> None:
         """A piece of so many new tokens took so long."""
-        if tokens <= 0 or seconds <= 0:
-            return
-        rate = tokens / seconds
-        self.tokens_per_s = rate if self.tokens_per_s is None else (1 - _FRESH) * self.tokens_per_s + _FRESH * rate
-        self._latest = tokens
+        if tokens > 0 and seconds > 0:
+            self._cost.learn(float(tokens), 1.0, seconds)
+            self._pieces += 1
+            self._longest = max(self._longest, tokens)
 
-    def piece(self, block_tokens: int) -> int:
+    def piece(self, block_tokens: int, silence_s: float) -> int:
         """Tokens of the next piece: whole blocks, at least one."""
-        if self.tokens_per_s is None:
-            return block_tokens
-        room = self.tokens_per_s * max(self.step_s, self.usual_s or 0.0)
-        room = min(room, _MOST, _GROWTH * max(self._latest, block_tokens))
-        return max(int(room) // block_tokens, 1) * block_tokens
+        bound_s = self.bound_s(silence_s)
+        if self._pieces < len(_TRIALS):
+            return _TRIALS[self._pieces] * block_tokens
+        most = min(max(_GROWTH * self._longest, block_tokens), max(_MOST, block_tokens)) // block_tokens
+        fitting, beyond = 1, most + 1  # the most blocks that fit lie between: what they take grows with them
+        while beyond - fitting > 1:
+            middle = (fitting + beyond) // 2
+            if (self.seconds(middle * block_tokens) or 0.0) <= bound_s:
+                fitting = middle
+            else:
+                beyond = middle
+        return fitting * block_tokens
 
 
 def piece_end(start: int, total: int, piece: int, block_tokens: int) -> int:

@@ -32,22 +32,10 @@ log = logging.getLogger(__name__)
 _LONG = 64 * 2**10  # bytes whose reading is left to a thread
 _OPENINGS = 256
 _OF_ONE_REQUEST = frozenset(  # headers that say nothing of where a session's next request would go
-    [
-        "accept",
-        "accept-encoding",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "cookie",
-        "expect",
-        "host",
-        "idempotency-key",
-        "traceparent",
-        "tracestate",
-        "transfer-encoding",
-        "x-request-id",
-    ]
+    (
+        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie"),
+        *("expect", "host", "idempotency-key", "traceparent", "tracestate", "transfer-encoding", "x-request-id"),
+    )
 )
 
 

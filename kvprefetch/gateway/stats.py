@@ -41,7 +41,7 @@ def _of(upstream: Upstream, now: float) -> dict[str, Any]:
         "waiting": len(desk.preloads.jobs),
         "believed_blocks": len(desk.replica.resident),
         "pieces": {"sent": warmer.pieces, "given_up": warmer.given_up, "refused": warmer.refused},
-        "tokens_per_s": pace.tokens_per_s,
+        "piece_bound_s": pace.bound_s(0.0),
         "usual_ttft_s": pace.usual_s,
         "warmed_tokens": desk.computed_tokens,
         "prefetch": desk.ledger.stats(),

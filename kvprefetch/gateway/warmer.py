@@ -2,7 +2,7 @@
 
 A piece is a request for one token whose prompt ends a little behind what is warm already. Pieces are sent while nobody
 is being served; when a live request comes, the piece under way is given up at once, by closing its connection: the
-engine ends its step, keeps the blocks that are finished, and the next piece goes on from there. Before each piece the
+engine ends its step, keeps the blocks that are finished, and the next piece goes on from there. Between pieces the
 engine is asked whether others are at it. An engine that refuses or is not there is left alone for a while, longer each
 time.
 """
@@ -20,7 +20,7 @@ from kvprefetch.gateway.pace import Pace, piece_end
 from kvprefetch.gateway.wire import dialect_of, read_answer
 
 log = logging.getLogger(__name__)
-_BUSY_LOOK_S = 0.05  # how soon to look again whether others have left the engine
+_BUSY_LOOK_S, _LOOK_S = 0.05, 0.2  # how soon to look again whether others are at the engine: while they are, and else
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _PIECE_S, _WHOLE_S = 120.0, 600.0  # after which a piece, or a context that the engine warms by itself, is given up
 _REFUSALS = 5  # in a row, after which a job has failed
@@ -34,6 +34,7 @@ class Warmer:
         self.link, self.desk, self.pace, self.clock, self.beside_live = link, desk, pace, clock, beside_live
         self.engine: Engine | None = None
         self.live = 0
+        self._served_at = self._looked_at = -inf
         self.pieces = self.given_up = self.refused = 0
         self.broke: Callable[[], None] = lambda: None  # called where the engine could not be reached
         self._piece: asyncio.Task[None] | None = None
@@ -53,6 +54,7 @@ class Warmer:
     def live_ended(self) -> None:
         """It is over."""
         self.live -= 1
+        self._served_at = self.clock()
         self.wake()
 
     def wake(self) -> None:
@@ -131,8 +133,14 @@ class Warmer:
 
     async def _others(self, engine: Engine) -> bool:
         """Whether the engine is serving more than what went through here."""
+        if self.clock() - self._looked_at < _LOOK_S:
+            return False
         serving = await engine.load()
-        return serving is not None and serving > self.live + self.beside_live
+        if serving is not None and serving > self.live + self.beside_live:
+            self._served_at = self.clock()
+            return True
+        self._looked_at = self.clock()
+        return False
 
     async def _warm(self, engine: Engine, job: WarmJob, rendered: Rendered) -> None:
         block, total = engine.traits.block_tokens, _whole(rendered, engine.traits.block_tokens)
@@ -142,7 +150,7 @@ class Warmer:
             self.desk.warmed(job, 1.0, 0, 0.0, self.clock())
             self.desk.finished(job, self.clock(), reason)
             return
-        whole, piece = engine.traits.warms_itself, self.pace.piece(block)
+        whole, piece = engine.traits.warms_itself, self.pace.piece(block, self.clock() - self._served_at)
         if not job.is_sure and start > piece and not whole:
             start = 0  # what is believed is asked for first: were it wrong, the next piece would be a long one
         end = total if whole else piece_end(start, total, piece, block)
