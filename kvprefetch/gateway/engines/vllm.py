@@ -23,7 +23,7 @@ from kvprefetch.gateway.engines.probes import WORDS, two_ways
 from kvprefetch.gateway.engines.text import TextRenderer
 from kvprefetch.gateway.engines.tokens import RenderedIds, shared_prefix
 from kvprefetch.gateway.wire.completions import prompt
-from kvprefetch.gateway.wire.fields import objects
+from kvprefetch.gateway.wire.fields import an_object, objects
 from kvprefetch.settings import UpstreamSettings
 
 _TOKENIZE_S = 30.0
@@ -39,6 +39,7 @@ _TEMPLATE_FIELDS = (  # of a chat request, which `/tokenize` takes as well
 )
 _ENDING_FIELDS = ("add_generation_prompt", "continue_final_message")
 _HELLO = [{"role": "user", "content": "Hello"}]
+_NO_MODEL = "NotFoundError"
 _REFUSED = (400, 401, 403, 413, 422)
 
 
@@ -156,7 +157,7 @@ class Vllm:
         said = decoded(raw)
         if status == 200:
             return said
-        if status in (404, 405, 501) and "error" not in said:  # a model that is not there is an error in its words
+        if status in (404, 405, 501) and an_object(said.get("error", said)).get("type") != _NO_MODEL:
             return None
         if status in (*_REFUSED, 404):
             raise InvalidRequest(f"the engine refuses this prompt with status {status}")
