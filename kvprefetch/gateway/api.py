@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from kvprefetch.errors import InvalidRequest
 from kvprefetch.gateway.contract import Answered, Draft, Json
 from kvprefetch.gateway.hints import Hint, Hints
-from kvprefetch.gateway.site import Site, kept_headers, prepared
+from kvprefetch.gateway.site import Site, kept_headers, prepared, token_of
 from kvprefetch.gateway.stats import stats_of
 from kvprefetch.gateway.wire import dialect_of, next_draft, read_request
 from kvprefetch.http.body import parse_object, read_body
@@ -73,7 +73,9 @@ class Api:
         if not kind:
             raise InvalidRequest("a signal has a kind, a word of your own such as 'document_opened'")
         drafts = [self._draft(tenant, context, request) for context in contexts]
-        given = await self.hints.signal(tenant, kind, fields.text("session"), drafts)
+        given = await self.hints.signal(
+            tenant, kind, fields.text("session"), drafts, token_of(kept_headers(request.headers.raw))
+        )
         return JSONResponse({"hints": [hint.id for hint in given]}, 202)
 
     async def stats(self, request: Request) -> Response:
@@ -111,14 +113,13 @@ class Api:
 def said_of(hint: Hint) -> dict[str, Any]:
     """A hint in JSON: outcome and use are null while open, `because` says why it was worked on."""
     job, result = hint.job, hint.result
-    ticket = job.ticket if job is not None else None
     return {
         "id": hint.id,
         "outcome": result.outcome.value if result else None,
         "tokens": hint.tokens,
         "computed_tokens": job.computed if job else 0,
         "reason": result.reason if result else "",
-        "use": ticket.use.value if ticket and ticket.use else None,
-        "used_tokens": ticket.used_tokens if ticket else 0,
-        "because": job.why if job else "",
+        "use": hint.use.value if hint.use else None,
+        "used_tokens": hint.used_tokens,
+        "because": hint.because,
     }

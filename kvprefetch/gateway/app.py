@@ -1,6 +1,8 @@
 """The application: which path is answered by what. Everything that is not named here is passed on."""
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -27,8 +29,26 @@ from kvprefetch.settings import Settings
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
-def make_gateway(settings: Settings, links: Sequence[UpstreamLink]) -> tuple[Starlette, Site]:
-    """The application, and its site, which its owner runs. /health and /metrics ask for no token."""
+@dataclass(frozen=True)
+class Gateway:
+    """`app` answers while `run` runs; its owner closes it."""
+
+    app: Starlette
+    site: Site
+    hints: Hints
+
+    async def run(self) -> None:
+        """Find out what the engines are, and warm them, until cancelled."""
+        await self.site.run()
+
+    async def close(self) -> None:
+        """Hang up on the cache service, if there is one."""
+        if self.hints.service is not None:
+            await asyncio.to_thread(self.hints.service.close)
+
+
+def make_gateway(settings: Settings, links: Sequence[UpstreamLink]) -> Gateway:
+    """A gateway over these links. /health and /metrics ask for no token."""
     site = Site(settings, links)
     hints = Hints(site)
     api, pages = Api(site, hints), _Pages(site)
@@ -50,7 +70,7 @@ def make_gateway(settings: Settings, links: Sequence[UpstreamLink]) -> tuple[Sta
         routes=[*dialects, *own, *rest],
         exception_handlers={HTTPException: _failed, KVPrefetchError: _failed, Exception: _failed},
     )
-    return app, site
+    return Gateway(app, site, hints)
 
 
 class _Pages:

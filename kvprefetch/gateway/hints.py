@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 
+from kvprefetch.client.handle import Prefetch
 from kvprefetch.contexts import qualified
 from kvprefetch.errors import InvalidRequest, UnknownContext
 from kvprefetch.gateway.contract import Draft
 from kvprefetch.gateway.job import WarmJob
 from kvprefetch.gateway.placement import choose
-from kvprefetch.gateway.site import Site, prepared
+from kvprefetch.gateway.service import ServiceHints, followed
+from kvprefetch.gateway.site import Site, prepared, token_of
 from kvprefetch.gateway.upstream import Upstream
-from kvprefetch.outcomes import Outcome, Result
+from kvprefetch.outcomes import Outcome, Result, Use
 
 SIGNAL = "signal "
 """And its kind: evidence that no caller can confuse with other evidence."""
@@ -32,6 +34,7 @@ class Hint:
     id: str
     tenant: str
     job: WarmJob | None = None
+    handle: Prefetch | None = None  # where a cache service has it
     upstream: Upstream | None = None
     result: Result | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -39,10 +42,31 @@ class Hint:
     @property
     def tokens(self) -> int:
         """Of the engine's, that are warm."""
-        if self.job is None or self.result is None or not self.result.outcome.is_resident:
+        if self.result is None or not self.result.outcome.is_resident:
             return 0
-        rendered = self.job.rendered
+        rendered = self.job.rendered if self.job is not None else None
         return rendered.tokens if rendered is not None else self.result.tokens
+
+    @property
+    def use(self) -> Use | None:
+        """What it was good for; None while open."""
+        if self.handle is not None:
+            return self.handle.use
+        return self.job.ticket.use if self.job is not None else None
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens that the request which used it found."""
+        if self.handle is not None:
+            return self.handle.used_tokens
+        return self.job.ticket.used_tokens if self.job is not None else 0
+
+    @property
+    def because(self) -> str:
+        """Why it was worked on."""
+        if self.handle is not None:
+            return self.handle.because
+        return self.job.why if self.job is not None else ""
 
 
 class Hints:
@@ -50,6 +74,8 @@ class Hints:
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        address = site.settings.gateway.service
+        self.service = None if address == "embedded" else ServiceHints(address)
         self.known: OrderedDict[str, Hint] = OrderedDict()
         self.signals: Counter[str] = Counter()
         self._named: OrderedDict[str, Draft] = OrderedDict()
@@ -73,6 +99,12 @@ class Hints:
         talk = self.site.talks.find(qualified(tenant, session)) if session else None
         upstream = choose(self.site.upstreams, talk.upstream if talk else self._place(tenant, draft))
         engine = upstream.engine
+        if self.service is not None and engine is not None and engine.traits.kind == "kvprefetch":
+            hint.handle = self.service.prefetch(
+                token_of(draft.headers), draft, session, probability, expected_in_s, hold_s
+            )
+            self.site.start(followed(hint.handle, lambda result: self._resolve(hint, result)))
+            return hint
         salt = self.site.salt(tenant, draft.salt, upstream)
         draft = prepared(draft, draft.headers, salt)
         keys = await self.site.keys(self.site.root(tenant, salt), draft.canonical)
@@ -100,6 +132,8 @@ class Hints:
 
     def cancel(self, hint: Hint) -> None:
         """Withdraw it; CANCELLED unless it has an outcome."""
+        if hint.handle is not None:
+            hint.handle.cancel()
         if hint.job is not None and hint.upstream is not None:
             job = hint.job
             hint.upstream.desk.preloads.withdraw(
@@ -113,7 +147,9 @@ class Hints:
             raise UnknownContext("no hint is known by that id")
         return hint
 
-    async def signal(self, tenant: str, kind: str, session: str, drafts: Sequence[tuple[str, Draft]]) -> list[Hint]:
+    async def signal(
+        self, tenant: str, kind: str, session: str, drafts: Sequence[tuple[str, Draft]], token: str = ""
+    ) -> list[Hint]:
         """Something was observed in a session; the contexts it names may be preloaded, or else the session's own."""
         word = self._word(kind)
         self.signals[word] += 1
@@ -125,6 +161,8 @@ class Hints:
             self.site.talks.end(name)
             return []
         upstream = choose(self.site.upstreams, talk.upstream if talk else "")
+        if self.service is not None and not drafts:
+            self.service.signal(token, kind, session, [])
         if session:
             about = next((named for named, _ in drafts if named), "")
             upstream.desk.foresight.signalled(name, tenant, word, about, now)

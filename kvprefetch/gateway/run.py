@@ -21,10 +21,10 @@ async def run(settings: Settings, ready: Callable[[str], None] = lambda url: Non
         raise SettingsError("gateway.upstreams: there is none; say --upstream http://host:port")
     check_host(own.host, settings, "gateway.host")
     async with open_links(own) as links:
-        app, site = make_gateway(settings, links)
+        gateway = make_gateway(settings, links)
         listener = listen(own.host, own.port, "gateway")
-        server = make_server(app, own.drain_s)
-        warming = asyncio.create_task(site.run())
+        server = make_server(gateway.app, own.drain_s)
+        warming = asyncio.create_task(gateway.run())
         try:
             with outliving_signals():
                 ready(url_of(listener))
@@ -32,3 +32,4 @@ async def run(settings: Settings, ready: Callable[[str], None] = lambda url: Non
         finally:
             warming.cancel()
             await asyncio.gather(warming, return_exceptions=True)
+            await gateway.close()

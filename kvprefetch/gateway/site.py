@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.credentials import bearer_token
 from kvprefetch.gateway.contract import Answered, Asked, Draft, Headers
 from kvprefetch.gateway.conversations import Conversations
 from kvprefetch.gateway.desk import OPENING, RETURN
@@ -113,8 +114,8 @@ class Site:
             for upstream in self.upstreams:
                 tasks.create_task(upstream.run())
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        """In a task that is kept from being collected."""
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it in a task that is kept from being collected."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -150,7 +151,7 @@ class Site:
         self.metrics.ended(turn)
         if turn.first_byte is not None and turn.was_alone and not turn.behind_piece and turn.status == 200:
             turn.upstream.pace.answered(turn.first_byte - turn.arrived)
-        self._start(self._outermost(turn))
+        self.start(self._outermost(turn))
 
     async def _outermost(self, turn: Turn) -> None:
         try:
@@ -221,6 +222,12 @@ class Site:
 def _cached_share(said: Answered) -> float | None:
     """Of its prompt, where the engine says it."""
     return said.cached_tokens / said.prompt_tokens if said.prompt_tokens and said.cached_tokens is not None else None
+
+
+def token_of(headers: Headers) -> str:
+    """The bearer token in a request's headers; "" for none."""
+    said = {name.lower(): value for name, value in headers}
+    return bearer_token(said.get("authorization", "")) or said.get("x-api-key", "").strip()
 
 
 def kept_headers(headers: RawHeaders) -> Headers:

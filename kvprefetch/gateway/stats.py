@@ -15,9 +15,8 @@ def stats_of(site: Site, hints: Hints, tenant: str | None) -> dict[str, Any]:
     for hint in own:
         outcome = hint.result.outcome.value if hint.result else "pending"
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        use = hint.job.ticket.use if hint.job else None
-        if use is not None:
-            uses[use.value] = uses.get(use.value, 0) + 1
+        if hint.use is not None:
+            uses[hint.use.value] = uses.get(hint.use.value, 0) + 1
     said: dict[str, Any] = {
         "hints": {"known": len(own), "outcomes": outcomes, "uses": uses},
         "sessions": sum(tenant is None or talk.tenant == tenant for talk in site.talks.known.values()),

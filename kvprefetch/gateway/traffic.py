@@ -12,12 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from kvprefetch.contexts import unqualified
 from kvprefetch.errors import InvalidRequest, KVPrefetchError
 from kvprefetch.gateway.contract import Asked, Dialect, Warmed
 from kvprefetch.gateway.hints import Hint, Hints
+from kvprefetch.gateway.link import RawHeaders
 from kvprefetch.gateway.placement import choose
 from kvprefetch.gateway.proxy import Receive, Scope, Send, forward, read_body
 from kvprefetch.gateway.site import Site, kept_headers, prepared
+from kvprefetch.gateway.turn import Turn
 from kvprefetch.gateway.wire import error_answer, prewarm_answer, read_request, request_draft
 from kvprefetch.http.ask import SESSION_HEADER
 from kvprefetch.http.problems import status_of
@@ -70,11 +73,19 @@ class Traffic:
             receive,
             send,
             turn.upstream.link,
-            headers=scope["headers"],
+            headers=self._headers(scope, turn, named),
             body=salted(body, turn.salt) if turn.salt != asked.salt else body,
             watch=turn,
             error_answer=self._error,
         )
+
+    def _headers(self, scope: Scope, turn: Turn, named: str) -> RawHeaders:
+        """As they came; one of our own workers is told the session, too."""
+        headers: RawHeaders = scope["headers"]
+        engine = turn.upstream.engine
+        if named or engine is None or engine.traits.kind != "kvprefetch":
+            return headers
+        return [*headers, (SESSION_HEADER.encode(), unqualified(turn.talk.session).encode())]
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         link = choose(self.site.upstreams, "").link

@@ -12,6 +12,7 @@ from kvprefetch.errors import UpstreamError
 from kvprefetch.gateway.contract import Engine
 from kvprefetch.gateway.desk import Desk
 from kvprefetch.gateway.engines.discover import discover
+from kvprefetch.gateway.kv_events import Listener
 from kvprefetch.gateway.link import UpstreamLink
 from kvprefetch.gateway.pace import Pace
 from kvprefetch.gateway.warmer import Warmer
@@ -38,6 +39,7 @@ class Upstream:
         self.is_up = True  # until it is seen not to be
         self.known = asyncio.Event()  # it was asked what it is
         self._lost, self._gone = lost, asyncio.Event()
+        self._listener = Listener(own.kv_events) if own.kv_events else None
         self.pace = Pace(settings.speculation.step_s)
         self.desk = self._new_desk(own.capacity_tokens or None)
         self.warmer = Warmer(link, self.desk, self.pace, clock, settings.gateway.beside_live)
@@ -58,6 +60,8 @@ class Upstream:
         """Until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.warmer.run())
+            if self._listener is not None:
+                tasks.create_task(self._listener.listen())
             while True:
                 await self._find()
                 self._gone.clear()
@@ -69,7 +73,7 @@ class Upstream:
         pause_s = _FIRST_LOOK_S
         while True:
             try:
-                engine = await discover(self.link, self.own)
+                engine = await discover(self.link, self.own, self._listener.residency if self._listener else None)
                 break
             except UpstreamError as error:
                 if self.is_up:
