@@ -7,7 +7,20 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_examples import ASKED, CALL, EXAMPLES, JSON, STREAM, TOOLS, Desk, chat_answer, content_type, desk, sse
+from wire_examples import (
+    ASKED,
+    CALL,
+    EXAMPLES,
+    JSON,
+    STREAM,
+    TOOLS,
+    Desk,
+    chat_answer,
+    content_type,
+    desk,
+    response,
+    sse,
+)
 
 from kvprefetch.gateway.contract import Answered, Asked, Dialect, Json
 from kvprefetch.gateway.wire import next_draft, read_answer, read_request
@@ -166,6 +179,17 @@ def test_a_call_that_ran_into_the_limit_was_not_made() -> None:
     long = {**CALL, "function": {"name": "n" * 100, "arguments": "{}"}}
     raw = chat_answer("tool_calls", tool_calls=[long])
     assert read_answer(asked(Dialect.CHAT), 200, JSON, raw).kind == "tool " + "n" * 64
+
+
+def test_a_response_that_ran_into_the_limit_says_so() -> None:
+    cut = {**response(), "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    assert read_answer(asked(Dialect.RESPONSES), 200, JSON, msgspec.json.encode(cut)).kind == "length"
+    failed = {**response(), "status": "failed", "incomplete_details": None}
+    assert read_answer(asked(Dialect.RESPONSES), 200, JSON, msgspec.json.encode(failed)).kind == ""
+
+
+def test_an_answer_with_the_status_of_an_error_is_none() -> None:
+    assert read_answer(asked(Dialect.CHAT), 500, JSON, EXAMPLES[Dialect.CHAT]["text"]) == Answered()
 
 
 def test_an_error_in_the_midst_of_a_stream_is_no_end() -> None:

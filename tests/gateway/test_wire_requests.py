@@ -201,6 +201,15 @@ def test_marks_for_caches_are_no_part_of_a_prompt() -> None:
         tools=[tools[0] | mark],
     )
     assert canonical(plain) == canonical(marked)
+    picture = {"type": "image", "source": {"type": "url", "url": "http://host/picture"}}
+    assert canonical(said(Dialect.MESSAGES, [user([picture])])) == canonical(
+        said(Dialect.MESSAGES, [user([picture | mark])])
+    )
+
+
+def test_a_budget_for_thinking_is_no_part_of_a_prompt() -> None:
+    small, large = ({"type": "enabled", "budget_tokens": budget} for budget in (1024, 4096))
+    assert read(Dialect.MESSAGES, thinking=small).opening == read(Dialect.MESSAGES, thinking=large).opening
 
 
 def test_a_leading_system_message_belongs_to_the_opening() -> None:

@@ -86,14 +86,17 @@ def _message(stop: str, *content: Json) -> bytes:
 
 
 def _message_stream(stop: str, *blocks: tuple[Json, list[Json]]) -> bytes:
-    start = {**MESSAGE, "content": [], "stop_reason": None, "usage": {"input_tokens": 30, "output_tokens": 0}}
+    start = {**MESSAGE, "content": [], "stop_reason": None, "usage": MESSAGE_USAGE | {"output_tokens": 0}}
     events: list[Json] = [{"type": "message_start", "message": start}, {"type": "ping"}]
     for index, (block, deltas) in enumerate(blocks):
         events.append({"type": "content_block_start", "index": index, "content_block": block})
         events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
         events.append({"type": "content_block_stop", "index": index})
     end = {"stop_reason": stop, "stop_sequence": None}
-    events += [{"type": "message_delta", "delta": end, "usage": MESSAGE_USAGE}, {"type": "message_stop"}]
+    events += [
+        {"type": "message_delta", "delta": end, "usage": {"output_tokens": 7, "input_tokens": None}},
+        {"type": "message_stop"},
+    ]
     return sse(*events, names=True, done=False)
 
 
