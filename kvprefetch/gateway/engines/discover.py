@@ -3,6 +3,7 @@
 from kvprefetch.gateway.contract import Engine, Json, Link
 from kvprefetch.gateway.engines.answers import decoded
 from kvprefetch.gateway.engines.generic import Generic
+from kvprefetch.gateway.engines.llamacpp import llamacpp
 from kvprefetch.gateway.engines.sglang import SGLang, server_info, sglang_traits
 from kvprefetch.gateway.engines.vllm import Residency, Vllm, vllm_traits
 from kvprefetch.gateway.engines.worker import Worker
@@ -19,6 +20,8 @@ async def discover(link: Link, settings: UpstreamSettings, residency: Residency 
     if owner == "vllm" or (not owner and await _has_vllm_metrics(link)):
         adapters = frozenset(str(model.get("id")) for model in models if model.get("parent"))
         return Vllm(link, await vllm_traits(link, settings), residency, adapters)
+    if owner == "llamacpp":
+        return await llamacpp(link, settings)
     info = await server_info(link) if owner in ("", "sglang") else {}
     if owner == "sglang" or info:
         return SGLang(link, sglang_traits(info, settings))
