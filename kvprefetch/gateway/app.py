@@ -21,7 +21,7 @@ from kvprefetch.gateway.link import UpstreamLink
 from kvprefetch.gateway.placement import choose
 from kvprefetch.gateway.proxy import Receive, Scope, Send, forward
 from kvprefetch.gateway.site import Site
-from kvprefetch.gateway.traffic import Traffic, Unwatched
+from kvprefetch.gateway.traffic import Passing, Traffic
 from kvprefetch.gateway.wire import error_answer
 from kvprefetch.http.problems import response_to
 from kvprefetch.settings import Settings
@@ -103,14 +103,15 @@ class _PassedOn:
         except KVPrefetchError as error:
             await response_to(error)(scope, receive, send)
             return
+        upstream = choose(self._site.upstreams, "")
         await forward(
             scope,
             receive,
             send,
-            choose(self._site.upstreams, "").link,
+            upstream.link,
             headers=scope["headers"],
             body=None,
-            watch=Unwatched(),
+            watch=Passing(upstream),
             error_answer=lambda status, message: error_answer(None, status, message),
         )
 

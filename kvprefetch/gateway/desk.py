@@ -11,6 +11,7 @@ from kvprefetch.cache.block import Block
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.misses import explain
+from kvprefetch.gateway.answers import Habit
 from kvprefetch.gateway.contract import Draft
 from kvprefetch.gateway.job import WarmJob
 from kvprefetch.gateway.replica import BLOCK_UNITS, Replica
@@ -50,6 +51,7 @@ class Desk:
         self.foresight: Foresight[WarmJob] = Foresight(self.replica, BLOCK_UNITS, settings, rules=False)
         self.preloads = Preloads(self.ledger, self.foresight, settings, BLOCK_UNITS)
         self.replica.on_evict = self._evicted
+        self.answers = Habit()
         self._sessions_lost: dict[str, None] = {}
         self.computed_tokens = self.beaten = 0
 
@@ -84,7 +86,7 @@ class Desk:
         self.ledger.tokens_used += len(first) * BLOCK_UNITS
 
     def ended(self, session: str, tenant: str, kind: str, keys: Sequence[BlockKey], now: float) -> None:
-        """Its answer is complete, or was cut off: the engine has its prompt and answer now, whose `keys` these are."""
+        """Its answer is complete, or was cut off: the engine has what has these `keys`, prompt and perhaps answer."""
         self.replica.store(keys, Demand(tenant, speculative=False, now=now), session)
         self.replica.use(keys, now, session)
         self.foresight.turn_ended(session, tenant, kind, len(keys) * BLOCK_UNITS, keys, now)
@@ -168,6 +170,8 @@ class Desk:
 
     def finished(self, job: WarmJob, now: float, reason: str = "") -> None:
         """All of the job is warm."""
+        if job.ticket.because == NEXT_TURN and job.is_sure:
+            self.answers.looked(found=not job.computed)
         outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
         self.preloads.end(job, Result(outcome, job.size, reason), now)
 

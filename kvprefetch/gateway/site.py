@@ -178,7 +178,8 @@ class Site:
             )
             desk.served(session, tenant, turn.keys, turn.found, cached, now)
         self.metrics.read(turn, said)
-        desk.ended(session, tenant, said.kind or "cut off", keys if said.kind else turn.keys, now)
+        is_kept = said.kind and desk.answers.believes()
+        desk.ended(session, tenant, said.kind or "cut off", keys if is_kept else turn.keys, now)
         if turn.status != 200:
             return
         self.talks.remember(turn.talk, turn.asked, said.turn, draft, keys)

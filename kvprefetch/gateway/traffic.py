@@ -21,6 +21,7 @@ from kvprefetch.gateway.placement import choose
 from kvprefetch.gateway.proxy import Receive, Scope, Send, forward, read_body
 from kvprefetch.gateway.site import Site, kept_headers, prepared
 from kvprefetch.gateway.turn import Turn
+from kvprefetch.gateway.upstream import Upstream
 from kvprefetch.gateway.wire import error_answer, prewarm_answer, read_request, request_draft
 from kvprefetch.http.ask import SESSION_HEADER
 from kvprefetch.http.problems import status_of
@@ -88,15 +89,15 @@ class Traffic:
         return [*headers, (SESSION_HEADER.encode(), unqualified(turn.talk.session).encode())]
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
-        link = choose(self.site.upstreams, "").link
+        upstream = choose(self.site.upstreams, "")
         await forward(
             scope,
             receive,
             send,
-            link,
+            upstream.link,
             headers=scope["headers"],
             body=body,
-            watch=Unwatched(),
+            watch=Passing(upstream),
             error_answer=self._error,
             extra_headers=[(REASON, b"the body was not read")],
         )
@@ -136,8 +137,12 @@ class Traffic:
         return Response(self._error(status, message), status, media_type="application/json")
 
 
-class Unwatched:
-    """Nothing is learnt from an exchange."""
+class Passing:
+    """Of an exchange from which nothing is learnt, but that warming makes way for it."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        upstream.warmer.live_began()
 
     def began(self, status: int, headers: object) -> None:
         """Nothing."""
@@ -146,7 +151,8 @@ class Unwatched:
         """Nothing."""
 
     def ended(self, error: str | None) -> None:
-        """Nothing."""
+        """It is over."""
+        self.upstream.warmer.live_ended()
 
 
 def salted(body: bytes, salt: str) -> bytes:

@@ -25,6 +25,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _PIECE_S, _WHOLE_S = 120.0, 600.0  # after which a piece, or a context that the engine warms by itself, is given up
 _REFUSALS = 5  # in a row, after which a job has failed
 _REFUSED = (429, 503)
+_INEXACT = 8  # an eighth of an estimated length may be off
 
 
 class Warmer:
@@ -154,7 +155,8 @@ class Warmer:
         if not job.is_sure and start > piece and not whole:
             start = 0  # what is believed is asked for first: were it wrong, the next piece would be a long one
         end = total if whole else piece_end(start, total, piece, block)
-        request, began = rendered.request(end), self.clock()
+        # one token more: no engine answers from its cache alone, and of a prompt that it has whole it computes a block
+        request, began = rendered.request(min(end + rendered.is_exact, rendered.tokens)), self.clock()
         self.pieces += 1
         status, raw = await self.link.post(
             request.path, request.body, headers=job.context.headers, timeout_s=_WHOLE_S if whole else _PIECE_S
@@ -170,7 +172,7 @@ class Warmer:
         """Leading tokens that are warm: as the engine has said, else as is believed."""
         said = engine.cached(rendered, job.context.salt)
         if said is not None:
-            return said
+            return max(said, job.warm)
         believed = self.desk.preloads.resident_tokens(job) / max(job.size, 1) * total
         block = engine.traits.block_tokens
         return max(job.warm, int(believed) // block * block)
@@ -189,7 +191,8 @@ class Warmer:
             engine.learn(job.rendered, end, said.prompt_tokens)
         cached = said.cached_tokens
         believed = min(self._ready(engine, job, job.rendered, total), end)
-        if cached is not None and cached + engine.traits.block_tokens < max(start, believed):
+        slack = engine.traits.block_tokens if job.rendered.is_exact else total // _INEXACT
+        if cached is not None and cached + slack < max(start, believed):
             self.desk.had(job, cached / max(total, 1))
             job.lost += 1
             if job.lost >= _REFUSALS:
