@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_examples import (
     ASKED,
@@ -109,6 +109,7 @@ def _messages(served: Desk, said: list[Any], is_stream: bool) -> list[Any]:
             return [{"role": "assistant", "content": stream.get_final_message().content}]
 
 
+@settings(deadline=None)
 @given(ids, st.integers(0, 10_000))
 def test_a_stream_that_is_cut_off_has_an_end_or_no_kind(which: tuple[Dialect, str], end: int) -> None:
     dialect, name = which
@@ -118,12 +119,14 @@ def test_a_stream_that_is_cut_off_has_an_end_or_no_kind(which: tuple[Dialect, st
     assert (part.turn, part.message) == ((whole.turn, whole.message) if part.kind else (b"", None))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Dialect), st.sampled_from([200, 500, 0]), st.sampled_from([STREAM, JSON, ""]), st.binary())
 def test_no_bytes_are_too_odd(dialect: Dialect, status: int, kind: str, raw: bytes) -> None:
     assert isinstance(read_answer(asked(dialect), status, kind, raw), Answered)
     assert read_answer(asked(dialect), status, kind, raw).kind == ""
 
 
+@settings(deadline=None)
 @given(ids, st.data())
 def test_no_value_is_too_odd(which: tuple[Dialect, str], data: st.DataObject) -> None:
     dialect, name = which

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_examples import ASKED, CALL, EXAMPLES, JSON, TOOL_USE, TOOLS
 
@@ -142,6 +142,7 @@ LONG = [
 ]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(LONG), st.integers(0, 600), st.integers(0, 600))
 def test_a_shorter_draft_is_a_beginning_of_a_longer_one(draft: Draft, some: int, more: int) -> None:
     some, more = sorted((some, more))
@@ -169,6 +170,7 @@ def linear(body: Json) -> list[Any]:
     return found
 
 
+@settings(deadline=None)
 @given(st.sampled_from(LONG), st.integers(0, 600))
 def test_a_shorter_draft_has_about_the_characters_asked_for(draft: Draft, chars: int) -> None:
     length = _length(draft, truncated(draft, chars))

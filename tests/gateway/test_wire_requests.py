@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_examples import ASKED, CALL, TOOL_USE, TOOLS
 
@@ -68,6 +68,7 @@ def test_what_is_no_json_object_is_refused(dialect: Dialect, body: bytes) -> Non
         read_request(dialect, body)
 
 
+@settings(deadline=None)
 @given(dialects, st.dictionaries(st.sampled_from(NAMES), odd, max_size=6), st.integers(0, 50))
 def test_odd_fields_are_passed_over(dialect: Dialect, body: Json, chars: int) -> None:
     asked = read_request(dialect, msgspec.json.encode(body))
@@ -90,6 +91,7 @@ def test_messages_that_are_no_messages_are_no_turns(messages: Any) -> None:
 turn = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": words})
 
 
+@settings(deadline=None)
 @given(talks, st.lists(turn, min_size=1, max_size=6), st.data())
 def test_a_conversation_that_goes_on_begins_with_the_bytes_that_it_had(
     dialect: Dialect, messages: list[Json], data: st.DataObject
@@ -98,6 +100,7 @@ def test_a_conversation_that_goes_on_begins_with_the_bytes_that_it_had(
     assert canonical(said(dialect, messages)).startswith(canonical(said(dialect, messages[:end])))
 
 
+@settings(deadline=None)
 @given(talks, st.lists(turn, min_size=1, max_size=4), st.lists(turn, min_size=1, max_size=4))
 def test_the_bytes_of_one_conversation_begin_another_only_if_its_messages_do(
     dialect: Dialect, some: list[Json], others: list[Json]
@@ -106,6 +109,7 @@ def test_the_bytes_of_one_conversation_begin_another_only_if_its_messages_do(
     assert is_beginning == (others[: len(some)] == some)
 
 
+@settings(deadline=None)
 @given(words.filter(bool), words)
 def test_a_longer_prompt_begins_with_the_bytes_of_a_shorter_one(first: str, rest: str) -> None:
     short, long = read(Dialect.COMPLETIONS, prompt=first), read(Dialect.COMPLETIONS, prompt=first + rest)
