@@ -53,7 +53,7 @@ class Conversations:
             # of two that ask the same at the same time, neither goes on with the other
             if found is not None and not (at == 0 and found.running):
                 return self._use(found)
-        return self._use(Conversation(qualified(tenant, f"{_INFERRED}{next(self._numbers)}"), tenant))
+        return self._use(self._new(tenant))
 
     def of_named(self, tenant: str, named: str) -> Conversation:
         """The session that its caller calls so, a new one perhaps."""
@@ -76,10 +76,12 @@ class Conversations:
             talk._tails = [alone, _next(alone, answer)] if answer else [alone]
             for tail in talk._tails:
                 self._by_tail[tail] = talk
-        self.bytes -= talk._bytes
+        size = sum(map(len, draft.canonical)) if draft else 0
+        if size > self.max_bytes:
+            draft, keys, size = None, (), 0
         talk.draft, talk.keys = draft, keys
-        talk._bytes = sum(map(len, draft.canonical)) if draft else 0
-        self.bytes += talk._bytes
+        self.bytes += size - talk._bytes
+        talk._bytes = size
         self._shrink()
 
     def end(self, session: str) -> None:
@@ -89,6 +91,10 @@ class Conversations:
             self._forget(talk)
 
     # -- within ----------------------------------------------------------------------------------------
+    def _new(self, tenant: str) -> Conversation:
+        numbered = (qualified(tenant, f"{_INFERRED}{number}") for number in self._numbers)
+        return Conversation(next(name for name in numbered if name not in self.known), tenant)  # callers name some so
+
     def _use(self, talk: Conversation) -> Conversation:
         self.known[talk.session] = talk
         self.known.move_to_end(talk.session)

@@ -48,7 +48,7 @@ class Openings:
             found = self.known[digest] = Opening(qualified(tenant, f"opening {digest.hex()[:12]}"), tenant, draft, keys)
             self._bytes += len(draft.canonical[0])
         found.sessions += 1
-        found.draft = draft  # whose headers are those of the latest session
+        found.draft, found.keys = draft, keys  # with the headers and salt of the latest session
         self.known.move_to_end(digest)
         while len(self.known) > self.most or (self._bytes > self.max_bytes and len(self.known) > 1):
             _, gone = self.known.popitem(last=False)

@@ -10,6 +10,7 @@ requests that had no piece before them.
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from statistics import quantiles
 
 from kvprefetch.plan.rates import Line
@@ -53,12 +54,12 @@ class Pace:
 
     def answered(self, seconds: float) -> None:
         """A live request that had no piece before it got its first token."""
-        if seconds > 0:
+        if 0 < seconds < inf:
             self._first_tokens.append(seconds)
 
     def warmed(self, tokens: int, seconds: float) -> None:
         """A piece of so many new tokens took so long."""
-        if tokens > 0 and seconds > 0:
+        if tokens > 0 and 0 < seconds < inf:
             self._cost.learn(float(tokens), 1.0, seconds)
             self._pieces += 1
             self._longest = max(self._longest, tokens)
