@@ -28,7 +28,7 @@ class Peer:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.sent = sock, 0
-        self._rest = b""
+        self._rest = bytearray()
 
     def request(self, *, body: bool = True) -> Request | None:
         """The next request; None where the connection was closed instead."""
@@ -80,14 +80,17 @@ class Peer:
         while end not in self._rest:
             if not self._read():
                 return None
-        found, _, self._rest = self._rest.partition(end)
-        return found + end
+        return self._take(self._rest.index(end) + len(end))
 
     def exactly(self, size: int) -> bytes:
         while len(self._rest) < size:
             if not self._read():
                 raise EOFError
-        found, self._rest = self._rest[:size], self._rest[size:]
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        found = bytes(self._rest[:size])
+        del self._rest[:size]
         return found
 
     def _read(self) -> bool:

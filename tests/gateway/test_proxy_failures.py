@@ -97,7 +97,7 @@ def void(value: object) -> None:
 
 def test_an_engine_that_closes_a_new_connection_is_asked_only_once() -> None:
     seen: list[Request | None] = []
-    _refused(lambda peer: seen.append(peer.request()), "closed the connection before its answer was there")
+    _refused(lambda peer: seen.append(peer.request()), "closed the connection before its answer was there", limit=1000)
     assert len(seen) == 1
 
 

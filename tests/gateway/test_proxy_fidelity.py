@@ -162,7 +162,7 @@ def test_a_packed_request_stays_packed(stage: Stage) -> None:
 
 def test_what_belongs_to_one_connection_is_not_passed_on(stage: Stage) -> None:
     stage.answer = [
-        b"HTTP/1.1 200 OK\r\nconnection: keep-alive, X-Theirs\r\nkeep-alive: timeout=5\r\nx-theirs: 1\r\n"
+        b"HTTP/1.1 200 OK\r\nconnection: X-Theirs\r\nkeep-alive: timeout=5\r\nx-theirs: 1\r\n"
         b"proxy-authenticate: Basic\r\ntrailer: x\r\nupgrade: h2c\r\nx-kept: 1\r\ncontent-length: 2\r\n\r\nok"
     ]
     with stage.proxy.connect() as client:

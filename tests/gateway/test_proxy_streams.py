@@ -1,12 +1,17 @@
 """Streams: nothing waits for more, a slow reader slows the writer, and who leaves is gone for both ends."""
 
+import asyncio
 import select
 import threading
 import time
 
 import pytest
-from proxied import Caller, proxied
+from proxied import WHOLE, Caller, Seen, error_answer, proxied
 from raw_upstream import PATIENCE_S, Peer, answering, upstream
+
+from kvprefetch.gateway.link import open_links
+from kvprefetch.gateway.proxy import Message, forward
+from kvprefetch.settings import GatewaySettings, UpstreamSettings
 
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b"5\r\ndata:\r\n"
@@ -101,7 +106,7 @@ def test_an_engine_that_never_reads_stops_the_client() -> None:
             client.ask("POST", "/v1/files", "Transfer-Encoding: chunked")
             assert _written(client) < BUFFERED
         over.set()
-        assert proxy.seen[0].error() != "whole"
+        assert proxy.seen[0].error() != WHOLE
 
 
 def test_a_slow_client_is_not_taken_for_a_silent_engine() -> None:
@@ -112,7 +117,7 @@ def test_a_slow_client_is_not_taken_for_a_silent_engine() -> None:
         peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body), body)
 
     with upstream(script) as engine, proxied(engine.url, silence_s=0.5) as proxy:
-        with proxy.connect(receive_buffer=4096) as client:
+        with proxy.connect(receive_buffer=32_768) as client:
             client.ask("GET", "/v1/files/1")
             client.head()
             got = b""
@@ -120,7 +125,7 @@ def test_a_slow_client_is_not_taken_for_a_silent_engine() -> None:
                 time.sleep(0.5)
                 got += client.exactly(100_000)
             assert got + client.exactly(len(body) - len(got)) == body
-        assert proxy.seen[0].error() == "whole"
+        assert proxy.seen[0].error() == WHOLE
 
 
 @pytest.mark.parametrize("answered", [b"", STREAM, STREAM + EVENT], ids=["before the head", "after it", "midway"])
@@ -177,7 +182,7 @@ def test_an_engine_may_answer_before_it_has_the_whole_upload() -> None:
         client.ask("POST", "/v1/files", "Transfer-Encoding: chunked")
         client.send(EVENT)
         assert client.answer()[2] == b"big"
-        assert proxy.seen[0].error() == "whole"
+        assert proxy.seen[0].error() == WHOLE
 
 
 def test_one_connection_serves_request_after_request() -> None:
@@ -185,7 +190,7 @@ def test_one_connection_serves_request_after_request() -> None:
         for _ in range(20):
             client.ask("POST", "/v1/completions", body=b"{}")
             assert client.answer()[2] == b"ok"
-        assert [seen.error() for seen in proxy.seen] == ["whole"] * 20
+        assert [seen.error() for seen in proxy.seen] == [WHOLE] * 20
         assert engine.connections == 1
 
 
@@ -226,3 +231,26 @@ def _until(holds: object) -> None:
     while not holds():  # type: ignore[operator]
         assert time.monotonic() < deadline
         select.select([], [], [], 0.02)
+
+
+def test_a_client_that_goes_once_it_has_everything_has_not_left() -> None:
+    """Servers say "disconnect" when an answer is complete, and may do so while its last part is being sent."""
+    seen, over = Seen(), asyncio.Event()
+
+    async def receive() -> Message:
+        await over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            over.set()
+        await asyncio.sleep(0.01)
+
+    async def run(url: str) -> None:
+        scope = {"method": "POST", "raw_path": b"/v1/completions", "query_string": b"", "headers": []}
+        async with open_links(GatewaySettings(upstreams=(UpstreamSettings(url),))) as links:
+            await forward(scope, receive, send, links[0], headers=[], body=b"{}", watch=seen, error_answer=error_answer)
+
+    with upstream(answering(OK)) as engine:
+        asyncio.run(run(engine.url))
+    assert seen.error() == WHOLE
