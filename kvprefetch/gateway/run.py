@@ -23,7 +23,7 @@ async def run(settings: Settings, ready: Callable[[str], None] = lambda url: Non
     async with open_links(own) as links:
         gateway = make_gateway(settings, links)
         listener = listen(own.host, own.port, "gateway")
-        server = make_server(gateway.app, own.drain_s)
+        server = make_server(gateway.app, own.drain_s, dates=False)
         warming = asyncio.create_task(gateway.run())
         try:
             with outliving_signals():

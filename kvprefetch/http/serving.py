@@ -49,8 +49,11 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def make_server(app: Starlette, drain_s: float) -> uvicorn.Server:
-    """The server, not yet running: `run(sockets=[…])`, and `should_exit = True` from any thread ends it."""
+def make_server(app: Starlette, drain_s: float, *, dates: bool = True) -> uvicorn.Server:
+    """The server, not yet running: `run(sockets=[…])`, and `should_exit = True` from any thread ends it.
+
+    `dates` False: answers have the Date header of whoever they are from, and no second one.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -59,6 +62,7 @@ def make_server(app: Starlette, drain_s: float) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=dates,
             timeout_keep_alive=_IDLE_CONNECTION_S,
             timeout_graceful_shutdown=ceil(drain_s),
         )
