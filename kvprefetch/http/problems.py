@@ -14,6 +14,7 @@ from kvprefetch.errors import (
     PoolTooSmall,
     ServiceUnavailable,
     Unauthenticated,
+    UnknownContext,
     UnknownModel,
 )
 
@@ -33,6 +34,7 @@ _KINDS: tuple[tuple[type[KVPrefetchError], int, str, str | None], ...] = (  # th
     (Unauthenticated, 401, _CALLER, "invalid_api_key"),
     (PermissionDenied, 403, _CALLER, "permission_denied"),
     (UnknownModel, 404, _CALLER, "model_not_found"),
+    (UnknownContext, 404, _CALLER, "context_not_found"),
     (LimitExceeded, 429, "rate_limit_error", "rate_limit_exceeded"),
     (Closed, 503, _SERVER, "unavailable"),
     (ServiceUnavailable, 503, _SERVER, "unavailable"),
