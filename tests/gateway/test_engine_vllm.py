@@ -135,8 +135,7 @@ def test_a_warm_up_that_was_broken_off_keeps_what_it_has_finished(tiny_vllm: Rea
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
             task.cancel()
-            while await site.engine.load():
-                await asyncio.sleep(0.01)
+            await site.until_idle()
             ((_, reused),) = await site.warm(rendered, piece=8_192)
             assert reused > 0
 
@@ -219,7 +218,7 @@ def prompt_tokens(dialect: Dialect, answer: Json) -> int:
 def test_load_is_what_it_is_doing_and_nothing_afterwards(tiny_vllm: RealEngine) -> None:
     async def story() -> None:
         async with found(tiny_vllm) as site:
-            assert await site.engine.load() == 0
+            await site.until_idle()
             long = {"prompt": HANDBOOK, "max_tokens": 400, "ignore_eos": True}
             asked = [asyncio.create_task(site.ask(Dialect.COMPLETIONS, long)) for _ in range(2)]
             seen = 0
@@ -227,8 +226,7 @@ def test_load_is_what_it_is_doing_and_nothing_afterwards(tiny_vllm: RealEngine) 
                 seen = max(seen, await site.engine.load() or 0)
             await asyncio.gather(*asked)
             assert seen == 2
-            while await site.engine.load():
-                await asyncio.sleep(0.01)
+            await site.until_idle()
 
     asyncio.run(story())
 

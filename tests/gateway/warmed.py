@@ -1,5 +1,6 @@
 """What stories about engines need: an engine found behind a link, and drafts warmed in it as the gateway warms them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class Found:
     def draft(self, dialect: Dialect, *, exact: bool = False, salt: str = "", **body: Any) -> Draft:
         """What comes, for this engine's model."""
         return Draft(dialect, {"model": self.model, **body}, (b"",), exact=exact, salt=salt)
+
+    async def until_idle(self) -> None:
+        """Engines count a request for a moment longer than its client waits for it."""
+        while await self.engine.load():
+            await asyncio.sleep(0.01)
 
     async def warm(self, rendered: Rendered, piece: int = 64) -> list[tuple[int, int]]:
         """Piece by piece, each ending at a multiple of `piece`: for each its end, and what was found of it."""
