@@ -14,7 +14,7 @@ from kvprefetch.cache.misses import explain
 from kvprefetch.gateway.answers import Habit
 from kvprefetch.gateway.contract import Draft
 from kvprefetch.gateway.job import WarmJob
-from kvprefetch.gateway.replica import BLOCK_UNITS, Replica
+from kvprefetch.gateway.replica import BLOCK_BYTES, BLOCK_UNITS, Replica
 from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.plan.foresight import NEXT_TURN, Foresight
 from kvprefetch.plan.ledger import Ledger, Ticket
@@ -132,6 +132,9 @@ class Desk:
         )
         self.ledger.start(ticket, job.keys, len(self.replica.match(job.keys)))
         self.preloads.add(job, now)
+        if not keys:
+            result = Result(Outcome.ALREADY_WARM, 0, f"it is shorter than {BLOCK_BYTES} bytes: nothing would be gained")
+            self.preloads.end(job, result, now)
         if job in self.preloads.jobs:
             self.foresight.offer(job, now)
         return job

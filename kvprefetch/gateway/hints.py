@@ -40,12 +40,23 @@ class Hint:
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Of the whole context: as the engine has counted them, else an estimate."""
+        job = self.job
+        if job is None:
+            return self.result.tokens if self.result is not None else 0
+        return job.prompt_tokens or (job.rendered.tokens if job.rendered is not None else job.size)
+
+    @property
     def tokens(self) -> int:
-        """Of the engine's, that are warm."""
+        """Of them, those that are warm."""
         if self.result is None or not self.result.outcome.is_resident:
             return 0
-        rendered = self.job.rendered if self.job is not None else None
-        return rendered.tokens if rendered is not None else self.result.tokens
+        if self.job is None or self.result.outcome is Outcome.CLIPPED:
+            return self.result.tokens
+        engine = self.upstream.engine if self.upstream is not None else None
+        block = engine.traits.block_tokens if engine is not None else 1
+        return self.prompt_tokens // block * block
 
     @property
     def use(self) -> Use | None:

@@ -179,7 +179,8 @@ class Site:
             desk.served(session, tenant, turn.keys, turn.found, cached, now)
         self.metrics.read(turn, said)
         is_kept = said.kind and desk.answers.believes()
-        desk.ended(session, tenant, said.kind or "cut off", keys if is_kept else turn.keys, now)
+        held = () if turn.status != 200 else keys if is_kept else turn.keys  # what was refused is in no cache
+        desk.ended(session, tenant, said.kind or "cut off", held, now)
         if turn.status != 200:
             return
         self.talks.remember(turn.talk, turn.asked, said.turn, draft, keys)

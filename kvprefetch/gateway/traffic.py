@@ -121,7 +121,7 @@ class Traffic:
 
     def _warmed(self, hint: Hint) -> Warmed:
         job, result = hint.job, hint.result
-        total = job.rendered.tokens if job is not None and job.rendered is not None else (job.size if job else 0)
+        total = hint.prompt_tokens
         hold_s = job.ticket.hold_s if job is not None else 0.0
         if result is None:
             reason = "the engine is busy; it will be warmed when it is idle"

@@ -204,6 +204,8 @@ class Warmer:
         job.warm, job.computed, job.refusals, job.is_sure = max(job.warm, end), job.computed + computed, 0, True
         self.desk.warmed(job, end / max(total, 1), computed, seconds, now)
         if end >= total:
+            if not job.rendered.is_exact:
+                job.prompt_tokens = said.prompt_tokens or 0
             self.desk.finished(job, now)
 
     def _was_refused(self, job: WarmJob, status: int) -> None:

@@ -15,9 +15,10 @@ async def discover(link: Link, settings: UpstreamSettings, residency: Residency 
     """The engine there; `residency` is what its KV events say. Raises UpstreamError where it cannot be reached."""
     models = await _models(link)
     owner = str(models[0].get("owned_by", "")) if models else ""
-    if owner == "kvprefetch":
+    figures = await _metrics(link) if not owner else b""  # a list of models may be shown to its callers alone
+    if owner == "kvprefetch" or b"\nkvprefetch_live_requests" in figures:
         return Worker(link, settings)
-    if owner == "vllm" or (not owner and await _has_vllm_metrics(link)):
+    if owner == "vllm" or b"\nvllm:" in figures:
         adapters = frozenset(str(model.get("id")) for model in models if model.get("parent"))
         return Vllm(link, await vllm_traits(link, settings), residency, adapters)
     if owner == "llamacpp":
@@ -34,6 +35,6 @@ async def _models(link: Link) -> list[Json]:
     return objects(decoded(body).get("data")) if status == 200 else []
 
 
-async def _has_vllm_metrics(link: Link) -> bool:
+async def _metrics(link: Link) -> bytes:
     status, text = await link.get("/metrics")
-    return status == 200 and b"\nvllm:" in text
+    return text if status == 200 else b""
