@@ -6,6 +6,7 @@ from it with different words share the draft's tokens, and no others.
 """
 
 from collections.abc import Callable
+from itertools import takewhile
 
 from kvprefetch.gateway.contract import Dialect, Json
 from kvprefetch.gateway.wire.conversation import CONVERSATIONS
@@ -17,7 +18,7 @@ WORDS = ("0", "a")  # tokens of different kinds, which white space before them i
 def next_turn(dialect: Dialect, said: list[Json], words: str) -> list[Json]:
     """What comes after the last of the messages or items: results of its calls, an answer to it, or a question."""
     last = said[-1] if said else {}
-    results = _RESULTS[dialect](last, words)
+    results = _RESULTS[dialect](said, words)
     if results:
         return results
     is_asked = last.get("role") in ("user", "tool", "function") or last.get("type") == "function_call_output"
@@ -43,18 +44,18 @@ def followed(dialect: Dialect, body: Json, words: str = WORDS[0]) -> Json:
     return body if after[-1].get("role") == "assistant" else {**body, form.KEY: [*said, *after]}
 
 
-def _chat_results(last: Json, words: str) -> list[Json]:
-    calls = objects(last.get("tool_calls"))
+def _chat_results(said: list[Json], words: str) -> list[Json]:
+    calls = objects(said[-1].get("tool_calls")) if said else []
     return [{"role": "tool", "tool_call_id": call.get("id", ""), "content": words} for call in calls]
 
 
-def _responses_results(last: Json, words: str) -> list[Json]:
-    if last.get("type") != "function_call":
-        return []
-    return [{"type": "function_call_output", "call_id": last.get("call_id", ""), "output": words}]
+def _responses_results(said: list[Json], words: str) -> list[Json]:
+    calls = list(takewhile(lambda item: item.get("type") == "function_call", reversed(said)))[::-1]
+    return [{"type": "function_call_output", "call_id": call.get("call_id", ""), "output": words} for call in calls]
 
 
-def _messages_results(last: Json, words: str) -> list[Json]:
+def _messages_results(said: list[Json], words: str) -> list[Json]:
+    last = said[-1] if said else {}
     calls = [block for block in objects(last.get("content")) if an_object(block).get("type") == "tool_use"]
     if last.get("role") != "assistant" or not calls:
         return []
@@ -62,11 +63,11 @@ def _messages_results(last: Json, words: str) -> list[Json]:
     return [{"role": "user", "content": results}]
 
 
-def _no_results(last: Json, words: str) -> list[Json]:
+def _no_results(said: list[Json], words: str) -> list[Json]:
     return []
 
 
-_RESULTS: dict[Dialect, Callable[[Json, str], list[Json]]] = {
+_RESULTS: dict[Dialect, Callable[[list[Json], str], list[Json]]] = {
     Dialect.CHAT: _chat_results,
     Dialect.RESPONSES: _responses_results,
     Dialect.MESSAGES: _messages_results,
