@@ -6,15 +6,16 @@ last are kept, `max_sessions` of them, and of their drafts `max_bytes`.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import count
 
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.contexts import qualified
-from kvprefetch.gateway.contract import Asked, Draft
+from kvprefetch.gateway.contract import Asked, Dialect, Draft
 
+_RUN = 512  # bytes of a text that are looked up together
 _INFERRED = "~"  # begins the names of sessions that nobody has named
 
 
@@ -29,8 +30,14 @@ class Conversation:
     draft: Draft | None = field(default=None, repr=False)
     keys: Sequence[BlockKey] = field(default=(), repr=False)  # of the draft
     running: int = 0
+    _text: tuple[int, bytes] = (0, b"")  # of a completion's prompt: its length and digest
     _tails: list[bytes] = field(default_factory=list, repr=False)
     _bytes: int = 0
+
+    def begins(self, asked: Asked) -> bool:
+        """Whether a completion's prompt begins with the latest one here, to the last byte; true of other dialects."""
+        length, digest = self._text
+        return asked.dialect is not Dialect.COMPLETIONS or sha256(asked.turns[0][:length]).digest() == digest
 
 
 class Conversations:
@@ -51,7 +58,7 @@ class Conversations:
         for at, tail in enumerate(reversed(chain)):
             found = self._by_tail.get(tail)
             # of two that ask the same at the same time, neither goes on with the other
-            if found is not None and not (at == 0 and found.running):
+            if found is not None and not (at == 0 and found.running) and found.begins(asked):
                 return self._use(found)
         return self._use(self._new(tenant))
 
@@ -72,7 +79,10 @@ class Conversations:
             return  # it was forgotten meanwhile
         self._forget_tails(talk)
         *_, alone = [b"", *tails(talk.tenant, asked)]
-        if asked.turns:
+        if asked.dialect is Dialect.COMPLETIONS and alone:
+            talk._tails, talk._text = [alone], (len(asked.turns[0]), sha256(asked.turns[0]).digest())
+            self._by_tail[alone] = talk
+        elif asked.turns and asked.dialect is not Dialect.COMPLETIONS:
             talk._tails = [alone, _next(alone, answer)] if answer else [alone]
             for tail in talk._tails:
                 self._by_tail[tail] = talk
@@ -119,11 +129,18 @@ class Conversations:
 
 
 def tails(tenant: str, asked: Asked) -> Iterable[bytes]:
-    """A digest for each number of leading turns: equal ones mean an equal beginning."""
+    """A digest for each number of leading turns, or of `_RUN` bytes of a text: equal ones mean an equal beginning."""
     digest = sha256(b"\0".join((tenant.encode(), asked.dialect.value.encode(), asked.opening))).digest()
-    for turn in asked.turns:
-        digest = _next(digest, turn)
+    for part in _runs(asked.turns) if asked.dialect is Dialect.COMPLETIONS else asked.turns:
+        digest = _next(digest, part)
         yield digest
+
+
+def _runs(turns: Sequence[bytes]) -> Iterator[bytes]:
+    """The whole runs of a text, which has no turns of its own."""
+    for text in turns:
+        for end in range(_RUN, len(text) + 1, _RUN):
+            yield text[end - _RUN : end]
 
 
 def _next(digest: bytes, turn: bytes) -> bytes:

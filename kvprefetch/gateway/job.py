@@ -17,4 +17,5 @@ class WarmJob(Preload):
     computed: int = field(default=0, kw_only=True)  # tokens that it cost
     refusals: int = field(default=0, kw_only=True)  # in a row
     lost: int = field(default=0, kw_only=True)  # times that the engine had less than was believed
+    is_raised: bool = field(default=False, kw_only=True)  # LMCache was asked to bring it up
     is_sure: bool = field(default=False, kw_only=True)  # a piece was answered: what is believed has been seen

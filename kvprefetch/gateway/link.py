@@ -58,6 +58,10 @@ class UpstreamLink:
         self._sessions, self._patience_s = sessions, patience_s
         self._authorization = f"Bearer {settings.api_key}" if settings.api_key else ""
 
+    def beside(self, url: str) -> "UpstreamLink":
+        """To another server that belongs to this one; without its key."""
+        return UpstreamLink(UpstreamSettings(url), self._sessions, self._patience_s)
+
     async def get(self, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
         """Status and body, at most 64 MiB of it."""
         return await self._whole("GET", path, (), None, timeout_s)

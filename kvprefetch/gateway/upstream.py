@@ -44,6 +44,7 @@ class Upstream:
         self.desk = self._new_desk(own.capacity_tokens or None)
         self.warmer = Warmer(link, self.desk, self.pace, clock, settings.gateway.beside_live)
         self.warmer.broke = self.broke
+        self.warmer.lower = link.beside(own.lmcache) if own.lmcache else None
 
     @property
     def live(self) -> int:

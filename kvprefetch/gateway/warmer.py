@@ -16,6 +16,7 @@ from kvprefetch.errors import InvalidRequest, UpstreamError
 from kvprefetch.gateway.contract import Asked, Engine, Link, Rendered
 from kvprefetch.gateway.desk import Desk
 from kvprefetch.gateway.job import WarmJob
+from kvprefetch.gateway.lmcache import prefetch
 from kvprefetch.gateway.pace import Pace, piece_end
 from kvprefetch.gateway.wire import dialect_of, read_answer
 
@@ -34,6 +35,7 @@ class Warmer:
     def __init__(self, link: Link, desk: Desk, pace: Pace, clock: Callable[[], float], beside_live: int) -> None:
         self.link, self.desk, self.pace, self.clock, self.beside_live = link, desk, pace, clock, beside_live
         self.engine: Engine | None = None
+        self.lower: Link | None = None  # to LMCache's server, where there is one
         self.live = 0
         self._served_at = self._looked_at = -inf
         self.pieces = self.given_up = self.refused = 0
@@ -124,6 +126,8 @@ class Warmer:
                 return
             if job.rendered is None:
                 job.rendered = await engine.render(job.context)
+            if self.lower is not None and not job.is_raised:
+                await self._raise(self.lower, job, job.rendered)
             await self._warm(engine, job, job.rendered)
         except InvalidRequest as error:
             self.desk.failed(job, str(error), self.clock())
@@ -142,6 +146,14 @@ class Warmer:
             return True
         self._looked_at = self.clock()
         return False
+
+    async def _raise(self, lower: Link, job: WarmJob, rendered: Rendered) -> None:
+        """Have LMCache bring what its lower tiers hold up to where the engine loads from; then warming is loading."""
+        if rendered.token_ids:
+            model = str(job.context.body.get("model", ""))
+            raised = await prefetch(lower, rendered.token_ids, job.context.salt, model=model)
+            log.debug("LMCache has %s tokens ready of %d: %s", raised.tokens, rendered.tokens, raised.reason)
+        job.is_raised = True
 
     async def _warm(self, engine: Engine, job: WarmJob, rendered: Rendered) -> None:
         block, total = engine.traits.block_tokens, _whole(rendered, engine.traits.block_tokens)
