@@ -15,10 +15,13 @@ from math import inf
 from kvprefetch.errors import InvalidRequest, UpstreamError
 from kvprefetch.gateway.contract import Asked, Engine, Link, Rendered
 from kvprefetch.gateway.desk import Desk
+from kvprefetch.gateway.engines.answers import decoded
 from kvprefetch.gateway.job import WarmJob
 from kvprefetch.gateway.lmcache import prefetch
 from kvprefetch.gateway.pace import Pace, piece_end
 from kvprefetch.gateway.wire import dialect_of, read_answer
+from kvprefetch.gateway.wire.fields import an_object, count, text
+from kvprefetch.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 _BUSY_LOOK_S, _LOOK_S = 0.05, 0.2  # how soon to look again whether others are at the engine: while they are, and else
@@ -173,8 +176,12 @@ class Warmer:
         status, raw = await self.link.post(
             request.path, request.body, headers=job.context.headers, timeout_s=_WHOLE_S if whole else _PIECE_S
         )
-        if status == 200:
-            self._done(engine, job, start, end, self.clock() - began, (request.path, raw))
+        seconds = self.clock() - began
+        if status == 200 and whole:
+            self._has_warmed(job, seconds, raw)
+        elif status == 200:
+            end = end if rendered.is_exact else request.end
+            self._done(engine, job, start, end, seconds, (request.path, raw))
         elif status in _REFUSED:
             self._was_refused(job, status)
         else:
@@ -211,14 +218,25 @@ class Warmer:
                 self.desk.failed(job, "the engine does not keep what is warmed", now)
                 return
         computed = max(end - (start if cached is None else cached), 0)
-        if not engine.traits.warms_itself:
-            self.pace.warmed(computed, seconds)
+        self.pace.warmed(computed, seconds)
         job.warm, job.computed, job.refusals, job.is_sure = max(job.warm, end), job.computed + computed, 0, True
         self.desk.warmed(job, end / max(total, 1), computed, seconds, now)
         if end >= total:
             if not job.rendered.is_exact:
                 job.prompt_tokens = said.prompt_tokens or 0
             self.desk.finished(job, now)
+
+    def _has_warmed(self, job: WarmJob, seconds: float, raw: bytes) -> None:
+        """An engine that warms by itself says what became of it; where it is still busy, it is asked again."""
+        said = an_object(decoded(raw).get("kvprefetch"))
+        outcome, now = said.get("outcome"), self.clock()
+        job.prompt_tokens = count(said.get("tokens")) or 0
+        if outcome in (Outcome.WARM.value, Outcome.ALREADY_WARM.value):
+            job.computed = job.prompt_tokens if outcome == Outcome.WARM.value else 0
+            self.desk.warmed(job, 1.0, job.computed, seconds, now)
+            self.desk.finished(job, now)
+        elif outcome != "pending":
+            self.desk.failed(job, f"the engine says {outcome}: {text(said.get('reason'))}", now)
 
     def _was_refused(self, job: WarmJob, status: int) -> None:
         self.refused += 1
