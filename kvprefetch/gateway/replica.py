@@ -18,6 +18,7 @@ from kvprefetch.cache.pool import BlockPool
 BLOCK_BYTES, BLOCK_UNITS = 512, 128
 _MOST = 65_536  # blocks that are remembered, whatever the engine can hold
 _SLACK = 32  # blocks that are evicted beyond what is needed: looking for victims costs more than one of them
+_NOBODY = Demand("", speculative=False, now=0.0)  # the engine's rule asks nothing of whom room is made for
 
 
 def prompt_root(secret: bytes, tenant: str, model: str, salt: str) -> BlockKey:
@@ -43,14 +44,15 @@ def _as_the_engine_does(block: Evictable, demand: Demand) -> Rank | None:
 class Replica(BlockPool):
     """See the module's promises."""
 
-    def __init__(self, capacity_tokens: int | None) -> None:
-        super().__init__(_MOST, policy=_as_the_engine_does)
+    def __init__(self, capacity_tokens: int | None, most: int = _MOST) -> None:
+        super().__init__(most, policy=_as_the_engine_does)
         self.set_capacity(capacity_tokens)
 
     def set_capacity(self, tokens: int | None) -> None:
         """What the engine can hold; None: it does not say, and it is learnt from what it has lost."""
         self.is_known = tokens is not None
-        self.limit = _MOST if tokens is None else min(max(tokens // BLOCK_UNITS, 1), _MOST)
+        self.limit = self.pages if tokens is None else min(max(tokens // BLOCK_UNITS, 1), self.pages)
+        self.make_room(0, _NOBODY)
 
     @property
     def free_pages(self) -> int:
@@ -78,6 +80,8 @@ class Replica(BlockPool):
             block.session, block.kind = session, kind
             parent = self.publish(block, key, parent, speculative_until=until if demand.speculative else None)
             fresh.append(block)
+        for block in found:  # the engine has read them again, if for nobody yet
+            block.last_used = max(block.last_used, demand.now)
         self.release(reversed(found + fresh))
         return fresh
 
@@ -96,10 +100,11 @@ class Replica(BlockPool):
         What is older than the block that was lost must be lost, too: the engine holds so much less than was thought.
         """
         found = self.match(keys)
-        lost = found[cached:]
+        kept, lost = found[:cached], found[cached:]
         if not lost:
             return 0
         oldest = lost[0].last_used
+        self.hold(kept)
         self._forget(lost[0])
         for leaf in [leaf for leaf in self.leaves.values() if leaf.last_used < oldest]:
             chain: Block | None = leaf
@@ -107,8 +112,9 @@ class Replica(BlockPool):
                 parent = chain.parent
                 self.evict(chain, "lru_of_the_engine")
                 chain = parent
+        self.release(reversed(kept))
         if not self.is_known:
-            self.limit = max(len(self.resident), len(keys), 1)
+            self.limit = min(max(len(self.resident), len(keys), 1), self.pages)
         return len(lost)
 
     def confirm(self, keys: Sequence[BlockKey], cached: int, demand: Demand, session: str) -> None:
@@ -116,7 +122,7 @@ class Replica(BlockPool):
         missing = cached - len(self.match(keys[:cached]))
         if missing > 0:
             if not self.is_known:
-                self.limit = min(self.limit + missing, _MOST)
+                self.limit = min(self.limit + missing, self.pages)
             self.store(keys[:cached], demand, session)
 
     def _forget(self, block: Block) -> None:
