@@ -153,7 +153,7 @@ class Desk:
         """A piece is done: this share of the job is warm now. `computed` tokens were new to the engine."""
         ready = len(self.replica.match(job.keys))
         end = min(int(share * len(job.keys) + 1e-6), len(job.keys))
-        demand = Demand(job.ticket.tenant, speculative=True, now=now)
+        demand = Demand(job.ticket.tenant, speculative=computed > 0, now=now)  # else somebody else had it computed
         fresh: list[Block] = []
         if end > ready:
             until = now + job.ticket.hold_s
@@ -175,8 +175,10 @@ class Desk:
         """All of the job is warm."""
         if job.ticket.because == NEXT_TURN and job.is_sure:
             self.answers.looked(found=not job.computed)
-        outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
-        self.preloads.end(job, Result(outcome, job.size, reason), now)
+        outcome, ready = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM, self.preloads.resident_tokens(job)
+        if ready < job.size:
+            outcome, reason = Outcome.CLIPPED, "the engine has no room for the rest"
+        self.preloads.end(job, Result(outcome, ready, reason), now)
 
     def failed(self, job: WarmJob, reason: str, now: float) -> None:
         """It cannot be warmed; what is warm of it stays."""
