@@ -110,13 +110,17 @@ class Warmer:
         self._piece = piece = asyncio.create_task(self._work(job))
         try:
             await asyncio.wait([piece])
+        except asyncio.CancelledError:
+            piece.cancel()
+            await asyncio.wait([piece])
+            raise
         finally:
             self._piece = None
-            piece.cancel()
         if piece.cancelled():
             self.given_up += 1
-        else:
-            piece.result()
+        elif (error := piece.exception()) is not None:
+            self.desk.failed(job, "warming it broke", self.clock())  # else it would be the next one again
+            raise error
 
     # -- one piece -------------------------------------------------------------------------------------
     async def _work(self, job: WarmJob) -> None:
@@ -168,7 +172,9 @@ class Warmer:
             return
         whole, piece = engine.traits.warms_itself, self.pace.piece(block, self.clock() - self._served_at)
         if not job.is_sure and start > piece and not whole:
-            start = 0  # what is believed is asked for first: were it wrong, the next piece would be a long one
+            # what is believed is asked for first: were it wrong, the next piece would be a long one; a single block
+            # would not tell, as answers are believed but for a block
+            start, piece = 0, max(piece, 2 * block)
         end = total if whole else piece_end(start, total, piece, block)
         # one token more: no engine answers from its cache alone, and of a prompt that it has whole it computes a block
         request, began = rendered.request(min(end + rendered.is_exact, rendered.tokens)), self.clock()
