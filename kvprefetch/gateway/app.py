@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from kvprefetch.errors import KVPrefetchError
+from kvprefetch.errors import InvalidRequest, KVPrefetchError
 from kvprefetch.gateway.api import Api
 from kvprefetch.gateway.contract import Dialect
 from kvprefetch.gateway.hints import Hints
@@ -68,7 +68,10 @@ def make_gateway(settings: Settings, links: Sequence[UpstreamLink]) -> Gateway:
     ]
     app = Starlette(
         routes=[*dialects, *own, *rest],
-        exception_handlers={HTTPException: _failed, KVPrefetchError: _failed, Exception: _failed},
+        exception_handlers={
+            **dict.fromkeys((HTTPException, KVPrefetchError, Exception), _failed),
+            RecursionError: _too_deep,
+        },
     )
     return Gateway(app, site, hints)
 
@@ -122,3 +125,7 @@ async def _no_websocket(websocket: WebSocket) -> None:
 
 async def _failed(request: Request, error: Exception) -> Response:
     return response_to(error)
+
+
+async def _too_deep(request: Request, error: Exception) -> Response:
+    return response_to(InvalidRequest("the body is nested too deeply"))
