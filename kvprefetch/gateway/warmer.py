@@ -25,6 +25,7 @@ from kvprefetch.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 _BUSY_LOOK_S, _LOOK_S = 0.05, 0.2  # how soon to look again whether others are at the engine: while they are, and else
+_LINGERS_S = 0.01  # an engine still counts the piece that it has just answered, for a moment
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _PIECE_S, _WHOLE_S = 120.0, 600.0  # after which a piece, or a context that the engine warms by itself, is given up
 _REFUSALS = 5  # in a row, after which a job has failed
@@ -100,11 +101,13 @@ class Warmer:
 
     async def _sleep(self, until: float) -> None:
         seconds = until - self.clock()
-        if seconds > 0:
-            try:
-                await asyncio.wait_for(self._wake.wait(), None if seconds == inf else seconds)
-            except TimeoutError:
-                return
+        if seconds <= 0:
+            await asyncio.sleep(0)  # others may work, whatever is due again and again
+            return
+        try:
+            await asyncio.wait_for(self._wake.wait(), None if seconds == inf else seconds)
+        except TimeoutError:
+            return
 
     async def _interruptible(self, job: WarmJob) -> None:
         self._piece = piece = asyncio.create_task(self._work(job))
@@ -147,12 +150,17 @@ class Warmer:
         """Whether the engine is serving more than what went through here."""
         if self.clock() - self._looked_at < _LOOK_S:
             return False
-        serving = await engine.load()
-        if serving is not None and serving > self.live + self.beside_live:
-            self._served_at = self.clock()
-            return True
+        if await self._serves_others(engine):
+            await asyncio.sleep(_LINGERS_S)
+            if await self._serves_others(engine):
+                self._served_at = self.clock()
+                return True
         self._looked_at = self.clock()
         return False
+
+    async def _serves_others(self, engine: Engine) -> bool:
+        serving = await engine.load()
+        return serving is not None and serving > self.live + self.beside_live
 
     async def _raise(self, lower: Link, job: WarmJob, rendered: Rendered) -> None:
         """Have LMCache bring what its lower tiers hold up to where the engine loads from; then warming is loading."""

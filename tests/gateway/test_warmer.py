@@ -270,7 +270,8 @@ def _refusing(status: int) -> Callable[[], None]:
             bench.server.status = status
             bench.propose(272)
             for refusals, pause_s in enumerate((0.5, 1.0, 2.0, 4.0), start=1):
-                await _until(lambda times=refusals: bench.warmer.refused == times)
+                while bench.warmer.refused < refusals:
+                    await asyncio.sleep(0.002)
                 await bench.pass_time(0.9 * pause_s)
                 assert len(bench.server.asked) == refusals
                 await bench.pass_time(0.2 * pause_s)
@@ -351,6 +352,19 @@ async def test_an_engine_that_keeps_nothing_is_not_warmed_for_ever() -> None:
         results = await bench.until_resolved()
         assert results == [Result(Outcome.FAILED, results[0].tokens, "the engine does not keep what is warmed")]
         assert len(bench.server.asked) < 12
+
+
+@story
+async def test_a_moment_that_has_come_does_not_keep_others_from_working() -> None:
+    async with warming() as bench:
+        bench.warmer.live_began()
+        bench.propose(272)
+        bench.now = bench.desk.preloads.next_expiry  # it is over just after this
+        bench.desk.foresight.planner._known.clear()
+        bench.warmer.live_ended()
+        await asyncio.sleep(0.02)
+        assert not bench.results
+        assert (await bench.until_resolved())[0].outcome is Outcome.EXPIRED
 
 
 @story
