@@ -19,6 +19,7 @@ from kvprefetch.gateway.engines.answers import decoded
 from kvprefetch.gateway.job import WarmJob
 from kvprefetch.gateway.lmcache import prefetch
 from kvprefetch.gateway.pace import Pace, piece_end
+from kvprefetch.gateway.replica import BLOCK_UNITS
 from kvprefetch.gateway.wire import dialect_of, read_answer
 from kvprefetch.gateway.wire.fields import an_object, count, text
 from kvprefetch.outcomes import Outcome
@@ -203,10 +204,13 @@ class Warmer:
 
     def _ready(self, engine: Engine, job: WarmJob, rendered: Rendered, total: int) -> int:
         """Leading tokens that are warm: as the engine has said, else as is believed."""
+        resident = self.desk.preloads.resident_tokens(job)
+        if resident < job.blocks * BLOCK_UNITS:  # others have displaced it since its latest piece
+            job.warm, job.is_sure = 0, False
         said = engine.cached(rendered, job.context.salt)
         if said is not None:
             return max(said, job.warm)
-        believed = self.desk.preloads.resident_tokens(job) / max(job.size, 1) * total
+        believed = resident / max(job.size, 1) * total
         block = engine.traits.block_tokens
         return max(job.warm, int(believed) // block * block)
 
