@@ -158,6 +158,7 @@ class Desk:
         if end > ready:
             until = now + job.ticket.hold_s
             fresh = self.replica.store(job.keys[:end], demand, job.ticket.session, job.ticket.because, until)
+        job.blocks = len(self.replica.match(job.keys))
         self.computed_tokens += computed
         self.ledger.seconds += seconds
         if computed:

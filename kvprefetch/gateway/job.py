@@ -14,6 +14,7 @@ class WarmJob(Preload):
     rendered: Rendered | None = field(default=None, kw_only=True)  # None until it is worked on
     prompt_tokens: int = field(default=0, kw_only=True)  # of the whole, as the engine has counted them
     warm: int = field(default=0, kw_only=True)  # leading tokens that pieces have left warm, as the engine said
+    blocks: int = field(default=0, kw_only=True)  # of its keys that were believed to be there after its latest piece
     computed: int = field(default=0, kw_only=True)  # tokens that it cost
     refusals: int = field(default=0, kw_only=True)  # in a row
     lost: int = field(default=0, kw_only=True)  # times that the engine had less than was believed

@@ -393,6 +393,23 @@ async def test_an_engine_that_has_lost_what_was_believed_is_warmed_from_the_begi
 
 
 @story
+async def test_what_live_requests_have_displaced_meanwhile_is_no_reason_for_a_long_piece() -> None:
+    async with warming() as bench:
+        bench.desk.replica.set_capacity(1024)
+        job = bench.propose(912)
+        await _until(lambda: job.warm >= 512)
+        bench.warmer.live_began()
+        bench.server.held.clear()
+        others = [bytes([number]) for number in range(8)]
+        bench.desk.ended("t", "bob", "stop", others, bench.now + 1.0)
+        before = len(bench.server.asked)
+        bench.warmer.live_ended()
+        while not bench.results:
+            await bench.pass_time(1.0)
+        assert all(tokens - found <= 4 * BLOCK + 1 for tokens, found in bench.server.asked[before:])
+
+
+@story
 async def test_a_warmed_context_is_found_by_the_request_that_comes() -> None:
     async with warming() as bench:
         job = bench.propose(272)
