@@ -109,6 +109,7 @@ class Hints:
         hint = self._new(tenant)
         talk = self.site.talks.find(qualified(tenant, session)) if session else None
         upstream = choose(self.site.upstreams, talk.upstream if talk else self._place(tenant, draft))
+        await self.site.until_known(upstream)
         engine = upstream.engine
         if self.service is not None and engine is not None and engine.traits.kind == "kvprefetch":
             hint.handle = self.service.prefetch(

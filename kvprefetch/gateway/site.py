@@ -61,8 +61,7 @@ class Site:
         """Its session and place; from here on no piece of warming is before it. `ended` of the turn must follow."""
         talk = self.talks.of(tenant, asked, named)
         upstream = choose(self.upstreams, talk.upstream)
-        if self._salts and not upstream.known.is_set():
-            await self._until_known(upstream)
+        await self.until_known(upstream)
         is_new, arrived = not talk.upstream, self.clock()
         salt = self.salt(tenant, asked.salt, upstream)
         root = prompt_root(self._secret, tenant, "", salt)
@@ -90,10 +89,18 @@ class Site:
             self._new_session(turn)
         return turn
 
+    async def until_known(self, upstream: Upstream) -> None:
+        """Wait a little for it to be asked whether it takes salts, where that matters."""
+        if not self._salts or upstream.known.is_set():
+            return
+        try:
+            await asyncio.wait_for(upstream.known.wait(), self.settings.gateway.connect_s)
+        except TimeoutError:
+            return
+
     def salt(self, tenant: str, own: str, upstream: Upstream) -> str:
         """What isolates a tenant's prompts in the engine's cache; the caller's own salt where tenants are all one."""
-        engine = upstream.engine
-        if not self._salts or engine is None or not engine.traits.takes_salt:
+        if not self._salts or not upstream.takes_salt:
             return own
         return hmac.new(self._secret, f"{tenant}\0{own}".encode(), "sha256").hexdigest()[:32]
 
@@ -124,12 +131,6 @@ class Site:
     @property
     def _salts(self) -> bool:
         return self.settings.gateway.salt and bool(self.settings.credentials)
-
-    async def _until_known(self, upstream: Upstream) -> None:
-        try:
-            await asyncio.wait_for(upstream.known.wait(), self.settings.gateway.connect_s)
-        except TimeoutError:
-            return
 
     def _new_session(self, turn: Turn) -> None:
         draft = opening_draft(turn.asked)

@@ -38,6 +38,7 @@ class Upstream:
         self.engine: Engine | None = None
         self.is_up = True  # until it is seen not to be
         self.known = asyncio.Event()  # it was asked what it is
+        self.takes_salt = False  # as far as is known; what is on its way while it is away is salted all the same
         self._lost, self._gone = lost, asyncio.Event()
         self._listener = Listener(own.kv_events) if own.kv_events else None
         self.pace = Pace(settings.speculation.step_s)
@@ -87,6 +88,7 @@ class Upstream:
         log.info("%s is %s; its cache holds %s tokens", self.name, traits.kind, traits.capacity_tokens or "some")
         self.desk.replica.set_capacity(traits.capacity_tokens)
         self.engine = self.warmer.engine = engine
+        self.takes_salt = traits.takes_salt
         self.is_up = True
         self.known.set()
         self.warmer.wake()

@@ -7,7 +7,8 @@ Measured on vLLM 0.32, and relied on:
   lies behind the last full block is computed by the real request, so there is no use in warming it.
 - `cache_salt` is taken by all four dialects: 1 to 128 characters, none of them "@", "/", a backslash or NUL.
 - `/load` stays 0 without --enable-server-load-tracking, but knows of a request at once; the gauges in /metrics learn
-  of it after its first step. So it is believed alone once it has said anything else, and both are asked until then.
+  of it after its first step. But it counts down twice for some clients that leave, and says -2 when nobody is there.
+  So both are asked, the higher is believed, and what the gauges deny for long is no request.
 
 A prompt of another dialect, or with more than text in it, or of a model whose chat is not rendered as `/tokenize` does
 it (one tiny request finds that out), is warmed through its own endpoint, cut by its text.
@@ -41,6 +42,7 @@ _ENDING_FIELDS = ("add_generation_prompt", "continue_final_message")
 _HELLO = [{"role": "user", "content": "Hello"}]
 _NO_MODEL = "NotFoundError"
 _REFUSED = (400, 401, 403, 413, 422)
+_DENIALS = 40  # looks
 
 
 class Residency(Protocol):
@@ -59,7 +61,7 @@ class Vllm:
         self.traits = traits
         self._link, self._residency, self._adapters = link, residency, adapters
         self._text = TextRenderer()
-        self._tracks_load = False
+        self._zero = self._denied = 0  # what /load says of nobody, and how often in a row the gauges said nobody
         self._has_tokenize = True  # until it says that it has not
         self._is_templated: dict[str, bool] = {}  # by model: its chat is rendered as `/tokenize` renders it
 
@@ -73,13 +75,17 @@ class Vllm:
     async def load(self) -> int | None:
         """By /load, or the gauges."""
         status, body = await self._link.get("/load")
-        tracked = decoded(body).get("server_load") if status == 200 else None
-        if isinstance(tracked, int) and (tracked or self._tracks_load):
-            self._tracks_load = True
-            return tracked
+        said = decoded(body).get("server_load") if status == 200 else None
         status, text = await self._link.get("/metrics")
         counted = samples(text, _RUNNING, _WAITING) if status == 200 else []
-        return int(sum(sample.value for sample in counted)) if counted else None
+        gauged = int(sum(sample.value for sample in counted)) if counted else None
+        if not isinstance(said, int):
+            return gauged
+        self._denied = self._denied + 1 if gauged == 0 and said > self._zero else 0
+        if said < self._zero or self._denied > _DENIALS:
+            self._zero = said
+        tracked = said - self._zero
+        return max(tracked, gauged or 0)
 
     def cached(self, rendered: Rendered, salt: str) -> int | None:
         """By its KV events."""
