@@ -20,7 +20,8 @@ KVPrefetchError
 │   ├── PermissionDenied   the credential's role may not do this
 │   ├── UnknownContext     no context, hint or model is known by that name
 │   └── LimitExceeded      the tenant's limit, or the service's
-├── UpstreamError          an engine behind the gateway cannot be reached, or answers what it should not
+├── UpstreamError          an engine behind the gateway took too long, or answers what it should not
+│   └── UpstreamGone       it cannot be reached, or has closed the connection
 ├── Closed                 the worker or connection was closed
 ├── WorkerFailed           the engine broke while serving; the cause is chained
 └── AccountingError        ``check()`` found a page that is not accounted for
@@ -108,7 +109,11 @@ class LimitExceeded(ServiceError):
 
 
 class UpstreamError(KVPrefetchError):
-    """An engine behind the gateway cannot be reached, took too long, or answers what it should not."""
+    """An engine behind the gateway cannot be used, took too long, or answers what it should not."""
+
+
+class UpstreamGone(UpstreamError):
+    """It cannot be reached, or closed the connection before its answer was there: it may have ended."""
 
 
 class Closed(KVPrefetchError):

@@ -147,7 +147,7 @@ class GatewaySettings:
     patience_s: float = 60.0  # a prewarm request waits so long for its outcome
     max_sessions: int = 10_000  # whose next request is prepared
     max_context_bytes: int = 512 * 2**20  # of all that is remembered to prepare them
-    salt: bool = True  # a private part of the engine's cache for each tenant, where the engine can and tenants are told apart
+    salt: bool = True  # a part of the engine's cache for each tenant, where there are credentials and the engine can
     beside_live: int = 0  # a piece is warmed only while at most so many requests are being answered
     drain_s: float = 30.0  # what is in flight may take so long after SIGTERM
 

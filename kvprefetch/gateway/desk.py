@@ -193,10 +193,10 @@ class Desk:
 
     def restarted(self) -> None:
         """The engine has lost all that it had."""
-        self.replica.clear()
         for job in self.preloads.jobs:
             job.warm, job.is_sure = 0, False
-        self._sessions_lost.clear()
+        self.replica.clear()
+        self._tell_lost()
 
     def predicted(self, session: str, tenant: str, now: float) -> list[tuple[Draft, float]]:
         """What the session will probably use next beside its own context, and how likely; older ones are withdrawn."""

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import aiohttp
 from yarl import URL
 
-from kvprefetch.errors import InvalidRequest, UpstreamError
+from kvprefetch.errors import InvalidRequest, UpstreamError, UpstreamGone
 from kvprefetch.gateway.contract import Headers
 from kvprefetch.settings import GatewaySettings, UpstreamSettings
 
@@ -90,7 +90,7 @@ class UpstreamLink:
             with _breaking_off(answer):
                 yield answer
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamError(_reason(error)) from error
+            raise _said(error) from error
         finally:
             if answer is not None:
                 answer.close()  # nothing where it was read to its end
@@ -233,20 +233,20 @@ def _is_unanswered(error: aiohttp.ClientError) -> bool:
     return not isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(error.message, str)
 
 
-def _reason(error: BaseException) -> str:
+def _said(error: BaseException) -> UpstreamError:
     """In a few words, which hold nothing of the engine's answer."""
-    for kind, words in _REASONS:
+    for kind, said, words in _REASONS:
         if isinstance(error, kind):
-            return words
-    return "the connection broke"
+            return said(words)
+    return UpstreamGone("broke the connection")
 
 
-_REASONS: Iterable[tuple[type[BaseException], str]] = (  # the first that fits
-    (aiohttp.ConnectionTimeoutError, "does not take a connection in time"),
-    (aiohttp.ClientSSLError, "TLS failed"),
-    (aiohttp.ClientConnectorError, "cannot be reached"),
-    (TimeoutError, "was silent for too long"),
-    (aiohttp.ServerDisconnectedError, "closed the connection before its answer was there"),
-    (aiohttp.ClientResponseError, "does not answer in HTTP"),
-    (aiohttp.ClientPayloadError, "broke off in the midst of its answer"),
+_REASONS: Iterable[tuple[type[BaseException], type[UpstreamError], str]] = (  # the first that fits
+    (aiohttp.ConnectionTimeoutError, UpstreamGone, "does not take a connection in time"),
+    (aiohttp.ClientSSLError, UpstreamGone, "TLS failed"),
+    (aiohttp.ClientConnectorError, UpstreamGone, "cannot be reached"),
+    (TimeoutError, UpstreamError, "was silent for too long"),
+    (aiohttp.ServerDisconnectedError, UpstreamGone, "closed the connection before its answer was there"),
+    (aiohttp.ClientResponseError, UpstreamError, "does not answer in HTTP"),
+    (aiohttp.ClientPayloadError, UpstreamError, "broke off in the midst of its answer"),
 )

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from math import inf
 
-from kvprefetch.errors import InvalidRequest, UpstreamError
+from kvprefetch.errors import InvalidRequest, UpstreamError, UpstreamGone
 from kvprefetch.gateway.contract import Asked, Engine, Link, Rendered
 from kvprefetch.gateway.desk import Desk
 from kvprefetch.gateway.engines.answers import decoded
@@ -44,7 +44,7 @@ class Warmer:
         self.live = 0
         self._served_at = self._looked_at = -inf
         self.pieces = self.given_up = self.refused = 0
-        self.broke: Callable[[], None] = lambda: None  # called where the engine could not be reached
+        self.broke: Callable[[], None] = lambda: None  # called where the engine is gone
         self._piece: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._resume_at, self._pause_s = -inf, _FIRST_PAUSE_S
@@ -145,7 +145,8 @@ class Warmer:
         except UpstreamError as error:
             log.warning("%s: warming stops for now: the engine %s", self.link.url, error)
             self._pause()
-            self.broke()
+            if isinstance(error, UpstreamGone):
+                self.broke()
 
     async def _others(self, engine: Engine) -> bool:
         """Whether the engine is serving more than what went through here."""
