@@ -10,7 +10,7 @@ from functools import wraps
 import msgspec
 import pytest
 
-from kvprefetch.errors import InvalidRequest, UpstreamError
+from kvprefetch.errors import InvalidRequest, UpstreamGone
 from kvprefetch.gateway.contract import Dialect, Draft, Link, Rendered, Traits
 from kvprefetch.gateway.desk import Desk
 from kvprefetch.gateway.engines.tokens import RenderedIds
@@ -450,7 +450,7 @@ async def test_a_warmer_that_is_stopped_leaves_no_piece_behind() -> None:
 @story
 async def test_a_tokenizer_that_cannot_be_reached_stops_warming_for_a_while() -> None:
     async with warming() as bench:
-        bench.engine.refuses = UpstreamError("cannot be reached")
+        bench.engine.refuses = UpstreamGone("cannot be reached")
         bench.propose(272)
         await _until(lambda: bench.broken == 1)
         bench.engine.refuses = None
