@@ -9,21 +9,23 @@ said and left out; its figure is missing then. `--quick` is for trying the bench
 
 import argparse
 import asyncio
+import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from gateway_bench import Bench
 from gateway_client import Client
-from gateway_engine import smollm2_folder, start_vllm, vllm_python
+from gateway_engine import Served, smollm2_folder, start_vllm, vllm_python
 from gateway_live import live_while_warming
 from gateway_overhead import overhead
 from gateway_preload import preloads
-from gateway_replay import Extent, replay
+from gateway_replay import Extent, prepare, replay
 from gateway_sessions import FILE
 from gateway_texts import Texts
 from gateway_wrong import wrong_hints
@@ -53,65 +55,86 @@ _GOALS = {
 class Amounts:
     """How much of each part is measured."""
 
-    preloads: int = 8
+    preloads: int = 7
     live: int = 48
     decodes: int = 8
     naive: int = 6
-    wrong: tuple[int, int] = (4, 18)  # pairs of arms, requests of each
+    wrong: tuple[int, int] = (4, 12)  # pairs of arms, requests of each
     overhead: int = 3  # pairs of rounds
-    replays: tuple[Extent, ...] = (Extent(2, 6, 8), Extent(1, 4, 6, drawn_out=5.0))
+    replays: tuple[Extent, ...] = (Extent(2, 4, 8), Extent(1, 4, 5, drawn_out=4.0))
 
 
-QUICK = Amounts(2, 8, 2, 1, (1, 6), 1, (Extent(1, 4, 4),))
+QUICK = Amounts(1, 8, 1, 1, (1, 5), 1, (Extent(1, 3, 2),))
 
 
 def run(options: argparse.Namespace, parts: list[str], results: Results) -> None:
     """Measure these parts, one after the other."""
     amounts = QUICK if options.quick else Amounts()
-    if set(parts) & set(_AT_ONE_ENGINE):
-        _part("engine", results, lambda: _at_one_engine(options, parts, amounts, results))
+    at_one_engine = [part for part in _AT_ONE_ENGINE if part in parts]
+    if at_one_engine:
+        _or_absent(at_one_engine, results, lambda: _at_one_engine(options, at_one_engine, amounts, results))
     if "overhead" in parts:
-        _part("overhead", results, lambda: asyncio.run(overhead(results, amounts.overhead)))
+        _part("overhead", results, overhead(results, amounts.overhead))
     if "replay" in parts:
-        _part("replay", results, lambda: _replay(options, amounts, results))
+        _or_absent(["replay"], results, lambda: _replay(options, amounts, results))
 
 
 def _at_one_engine(options: argparse.Namespace, parts: list[str], amounts: Amounts, results: Results) -> None:
     python, folder = vllm_python(options.vllm), smollm2_folder()
-    work: dict[str, Callable[[Bench], Awaitable[None]]] = {
+    texts = Texts(folder, results.seed)
+    work: dict[str, Callable[[Bench], Coroutine[Any, Any, None]]] = {
         "preload": lambda bench: preloads(bench, amounts.preloads),
         "live": lambda bench: live_while_warming(bench, amounts.live, amounts.decodes, amounts.naive),
         "wrong": lambda bench: wrong_hints(bench, *amounts.wrong),
     }
-    with ExitStack() as stack:
-        served = stack.enter_context(start_vllm(python, folder))
-        texts = Texts(folder, results.seed)
 
-        async def measure(name: str) -> None:
-            async with Client(served.url) as engine:
-                await work[name](Bench(served, engine, texts, results))
+    async def measure(served: Served, name: str) -> None:
+        async with Client(served.url) as engine:
+            await work[name](Bench(served, engine, texts, results))
 
-        for name in _AT_ONE_ENGINE:
-            if name in parts:
-                _part(name, results, lambda name=name: asyncio.run(measure(name)))  # type: ignore[misc]
+    with start_vllm(python, folder) as served:
+        for name in parts:
+            _part(name, results, measure(served, name))
 
 
 def _replay(options: argparse.Namespace, amounts: Amounts, results: Results) -> None:
     if options.data is None or not (options.data / FILE).is_file():
         raise Absent(f"--data: say the folder with {FILE}")
-    replay(vllm_python(options.vllm), smollm2_folder(), options.data / FILE, results, list(amounts.replays))
+    python, folder = vllm_python(options.vllm), smollm2_folder()
+    prepared = prepare(Texts(folder, results.seed), options.data / FILE, amounts.replays)
+    with start_vllm(python, folder, *prepared.flags, max_model_len=prepared.pool_tokens) as served:
+        _part("replay", results, replay(served.url, prepared, results, amounts.replays))
 
 
-def _part(name: str, results: Results, work: Callable[[], None]) -> None:
-    print(f"-- {name}", flush=True)
-    note: dict[str, Any] = {"section": "conditions", "of": name}
-    began = time.monotonic()
+def _or_absent(parts: list[str], results: Results, work: Callable[[], None]) -> None:
+    """What these parts need may not be here."""
     try:
         work()
     except Absent as error:
-        print(f"{name}: not measured: {error}", flush=True)
-        note["not_measured"] = str(error)
-    results.rows.append({**note, "seconds": round(time.monotonic() - began, 1)})
+        for name in parts:
+            print(f"-- {name}: not measured: {error}", flush=True)
+            results.rows.append({"section": "conditions", "of": name, "not_measured": str(error)})
+
+
+def _part(name: str, results: Results, work: Coroutine[Any, Any, None]) -> None:
+    """The engine runs before it and after it: what it uses is ours."""
+    print(f"-- {name}", flush=True)
+    began, others = time.monotonic(), _others_s()
+    asyncio.run(work)
+    seconds = time.monotonic() - began
+    share = max(_others_s() - others, 0.0) / (seconds * (psutil.cpu_count() or 1))
+    print(f"-- {name}: {seconds:.0f} s, in which others used {share:.0%} of the processors", flush=True)
+    note = {"section": "conditions", "of": name, "seconds": round(seconds, 1)}
+    results.rows.append({**note, "others_share_of_processors": round(share, 3)})
+
+
+def _others_s() -> float:
+    """Seconds of all processors that were used by neither this process nor any that it has started."""
+    used, ours = psutil.cpu_times(), sum(os.times()[:4])
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            ours += sum(child.cpu_times()[:4])
+    return float(sum(used) - used.idle - getattr(used, "iowait", 0.0) - ours)
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ async def _first_tokens(bench: Bench, gateway: Client, live: int, phases: int = 
                 await warm_ups.stop()
             else:
                 idle += await _ask_at_random(bench, gateway, live // phases)
-                alone += await _ask_at_random(bench, bench.engine, live // phases)
+                alone += await _ask_at_random(bench, bench.engine, live // phases // 2)
     stats = await gateway.stats()
     row = {**spread(idle, "idle_s"), **spread(warming, "warming_s"), **spread(alone, "engine_idle_s")}
     row |= {f"warming_over_idle_p50_at_{p}": percentile(warming, p) / row["idle_s_p50"] for p in (50, 95)}

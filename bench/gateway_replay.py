@@ -10,7 +10,7 @@ more of it gives.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from typing import Any
 
 from gateway_bench import percentile, spread
 from gateway_client import Asked, Client, Json
-from gateway_engine import BLOCK, start_gateway, start_vllm
-from gateway_sessions import SCALE, Call, fitting, recorded, scaled
+from gateway_engine import BLOCK, start_gateway
+from gateway_sessions import AROUND, SCALE, Call, fitting, recorded, scaled
 from gateway_texts import Texts
 from results_format import Results
 
 AT_ONCE = 4
 PRESSURE = 0.5
-LONGEST = 3_840  # tokens of a session at its end
+LONGEST = 2_560  # tokens of a session at its end
 ALONE, PASSIVE, GATEWAY = "engine alone", "gateway, no speculation", "gateway"
 ARMS = (ALONE, PASSIVE, GATEWAY)
 
@@ -110,34 +110,48 @@ async def _session(client: Client, number: int, calls: list[Call], words: str, d
     return found
 
 
-def replay(python: str, folder: Path, file: Path, results: Results, extents: list[Extent]) -> None:
-    """A row for each arm and extent, and the figures, which are those of the first extent."""
-    texts = Texts(folder, results.seed)
+@dataclass(frozen=True)
+class Prepared:
+    """Sessions that fit, and the engine's pool in which only a share of them has room at once."""
+
+    sessions: list[list[Call]]
+    pool_tokens: int
+    working_set_tokens: int
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """For vLLM, which keeps one block empty."""
+        return ("--num-gpu-blocks-override", str(self.pool_tokens // BLOCK + 1))
+
+
+def prepare(texts: Texts, file: Path, extents: Sequence[Extent]) -> Prepared:
+    """What all extents need. vLLM's pool must hold the longest prompt that it allows: here that is the whole pool."""
+
+    def tokens_of(text: str) -> int:
+        return len(texts.encode(text))
+
     turns = max(extent.turns for extent in extents)
-    sessions = [
-        fitting(scaled(calls), LONGEST, turns, lambda text: len(texts.encode(text))) for calls in recorded(file)
-    ]
-    ends = [sum(len(texts.encode(call.text)) + call.answer_tokens + 10 for call in calls) for calls in sessions]
+    played = max(extent.groups * extent.sessions for extent in extents)
+    sessions = [fitting(scaled(calls), LONGEST, turns, tokens_of) for calls in recorded(file)[:played]]
+    ends = [sum(tokens_of(call.text) + call.answer_tokens + AROUND for call in calls) for calls in sessions]
     working_set = AT_ONCE * mean(ends)
-    tokens = max(int(PRESSURE * working_set), LONGEST + 8 * BLOCK) // BLOCK * BLOCK
-    pool = {"pool_tokens": tokens, "working_set_tokens": round(working_set), "session_tokens": round(mean(ends))}
-    flags = ("--num-gpu-blocks-override", str(tokens // BLOCK + 1))  # and one that vLLM keeps empty
-    with start_vllm(python, folder, *flags, max_model_len=tokens) as engine:
-        for number, extent in enumerate(extents):
-            run = Replay(engine.url, sessions)
-            found = asyncio.run(run.run(extent))
-            row = {
-                "scale": SCALE,
-                "at_once": AT_ONCE,
-                "drawn_out": extent.drawn_out,
-                **pool,
-                **row_of(found, run.spent),
-            }
-            results.rows.append({"section": "replay", **row})
-            print(results.rows[-1], flush=True)
-            if not number:
-                names = ("replay_ttft_ratio_p50", "replay_ttft_ratio_mean", "replay_computed_per_useful")
-                results.figures |= {name: row[name] for name in names if row[name] is not None}
+    pool = max(int(PRESSURE * working_set), LONGEST + 2 * BLOCK) // BLOCK * BLOCK
+    return Prepared(sessions, pool, round(working_set))
+
+
+async def replay(engine: str, prepared: Prepared, results: Results, extents: Sequence[Extent]) -> None:
+    """A row for each extent, and the figures, which are those of the first."""
+    pool = {"pool_tokens": prepared.pool_tokens, "working_set_tokens": prepared.working_set_tokens}
+    for number, extent in enumerate(extents):
+        run = Replay(engine, prepared.sessions)
+        found = await run.run(extent)
+        how = {"scale": SCALE, "at_once": AT_ONCE, "drawn_out": extent.drawn_out, **pool}
+        row = row_of(found, run.spent)
+        results.rows.append({"section": "replay", **how, **row})
+        print(results.rows[-1], flush=True)
+        if not number:
+            names = ("replay_ttft_ratio_p50", "replay_ttft_ratio_mean", "replay_computed_per_useful")
+            results.figures |= {name: row[name] for name in names if row[name] is not None}
 
 
 def row_of(found: dict[str, list[Turn]], spent: list[Json]) -> dict[str, Any]:

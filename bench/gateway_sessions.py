@@ -15,8 +15,9 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 FILE = "agent_calls_text.jsonl.gz"
-SCALE = 0.5
+SCALE = 0.25
 LONGEST_ANSWER, CHARACTERS_OF_A_TOKEN = 32, 4
+AROUND = 10  # tokens that a chat template says around two messages
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def fitting(calls: list[Call], limit: int, turns: int, tokens_of: Callable[[str]
     """Its first `turns` calls, as long as prompt and answers fit into `limit` tokens."""
     used, found = 0, []
     for call in calls[:turns]:
-        used += tokens_of(call.text) + call.answer_tokens + 10  # what a template says around two messages
+        used += tokens_of(call.text) + call.answer_tokens + AROUND
         if used > limit:
             break
         found.append(call)

@@ -89,7 +89,7 @@ async def stream_all(url: str, streams: list[Iterator[bytes]], seconds: float) -
     async def one(requests: Iterator[bytes], delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         loop = asyncio.get_running_loop()
-        transport, reader = await loop.create_connection(Reader, place.hostname, place.port)
+        transport, reader = await loop.create_connection(Reader, place.hostname or "", place.port or 0)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
         while time.monotonic() < until:
             body = next(requests)

@@ -15,7 +15,7 @@ from gateway_client import COMPLETIONS, Client
 
 SHORTEST, LONGEST = 64, 512
 HINTED = 1_024  # tokens of a wrong context
-MEAN_GAP_S = 1.2
+MEAN_GAP_S = 1.5
 SESSIONS = 8
 
 
