@@ -399,6 +399,7 @@ async def test_what_live_requests_have_displaced_meanwhile_is_no_reason_for_a_lo
         job = bench.propose(912)
         await _until(lambda: job.warm >= 512)
         bench.warmer.live_began()
+        await asyncio.sleep(0.05)  # the piece that was under way may still reach the engine
         bench.server.held.clear()
         others = [bytes([number]) for number in range(8)]
         bench.desk.ended("t", "bob", "stop", others, bench.now + 1.0)
