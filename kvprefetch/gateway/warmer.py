@@ -174,7 +174,7 @@ class Warmer:
 
     async def _warm(self, engine: Engine, job: WarmJob, rendered: Rendered) -> None:
         block, total = engine.traits.block_tokens, _whole(rendered, engine.traits.block_tokens)
-        start = min(self._ready(engine, job, rendered, total), total)
+        start = believed = min(self._ready(engine, job, rendered, total), total)
         if start >= total:
             reason = "" if total else f"it is shorter than a block of {block} tokens"
             self.desk.warmed(job, 1.0, 0, 0.0, self.clock())
@@ -197,7 +197,7 @@ class Warmer:
             self._has_warmed(job, seconds, raw)
         elif status == 200:
             end = end if rendered.is_exact else request.end
-            self._done(engine, job, start, end, seconds, (request.path, raw))
+            self._done(engine, job, start, end, min(believed, end), seconds, (request.path, raw))
         elif status in _REFUSED:
             self._was_refused(job, status)
         else:
@@ -216,9 +216,16 @@ class Warmer:
         return max(job.warm, int(believed) // block * block)
 
     def _done(
-        self, engine: Engine, job: WarmJob, start: int, end: int, seconds: float, answer: tuple[str, bytes]
+        self,
+        engine: Engine,
+        job: WarmJob,
+        start: int,
+        end: int,
+        believed: int,
+        seconds: float,
+        answer: tuple[str, bytes],
     ) -> None:
-        """The engine has answered: what it says counts more than what was believed."""
+        """The engine has answered: what it says counts more than what was believed when it was asked."""
         assert job.rendered is not None
         self._pause_s = _FIRST_PAUSE_S
         now, total = self.clock(), _whole(job.rendered, engine.traits.block_tokens)
@@ -228,7 +235,6 @@ class Warmer:
         if said.prompt_tokens:
             engine.learn(job.rendered, end, said.prompt_tokens)
         cached = said.cached_tokens
-        believed = min(self._ready(engine, job, job.rendered, total), end)
         slack = engine.traits.block_tokens if job.rendered.is_exact else total // _INEXACT
         if cached is not None and cached + slack < max(start, believed):
             self.desk.had(job, cached / max(total, 1))
