@@ -25,6 +25,7 @@ from kvprefetch.settings import SpeculationSettings
 
 RETURN, OPENING = "return", "shared_opening"
 """Kinds of evidence: a session's context was evicted; many sessions begin alike."""
+_TOLD = 64  # lost sessions that are proposed again at once
 _ITS_OWN = (NEXT_TURN, RETURN, OPENING)  # what a session does by itself says when it comes
 
 
@@ -78,6 +79,8 @@ class Desk:
             elif said > hits + 1:
                 self.replica.confirm(keys, said, Demand(tenant, speculative=False, now=now), session)
                 hits = said
+            elif hits:
+                self.replica.agreed()
         hits = min(hits, len(self.replica.match(keys)))
         self.ledger.note_lookup(keys, explain(self.replica, keys, hits, BLOCK_UNITS), BLOCK_UNITS)
         first = [block for block in self.replica.match(keys[:hits]) if block.speculative]
@@ -141,9 +144,13 @@ class Desk:
 
     def next(self, now: float) -> tuple[WarmJob, Decision] | None:
         """What to warm now, if anything."""
+        self.expire(now)
+        return self.preloads.next(now)
+
+    def expire(self, now: float) -> None:
+        """End what has waited or was held for too long, whether or not the engine is there."""
         self.ledger.expire_holds(now)
         self.preloads.expire(now)
-        return self.preloads.next(now)
 
     def wakes_at(self) -> float:
         """When to ask again, if nothing happens before."""
@@ -194,7 +201,7 @@ class Desk:
     def restarted(self) -> None:
         """The engine has lost all that it had."""
         for job in self.preloads.jobs:
-            job.warm, job.is_sure = 0, False
+            job.warm, job.is_sure, job.rendered, job.is_raised = 0, False, None, False
         self.replica.clear()
         self._tell_lost()
 
@@ -212,6 +219,6 @@ class Desk:
             self._sessions_lost[block.session] = None
 
     def _tell_lost(self) -> None:
-        lost, self._sessions_lost = self._sessions_lost, {}
-        for session in lost:
+        lost, self._sessions_lost = list(self._sessions_lost), {}
+        for session in lost[-_TOLD:]:  # whose contexts were used last: they are the likeliest to come back
             self._lost(session)

@@ -17,6 +17,7 @@ from kvprefetch.cache.pool import BlockPool
 
 BLOCK_BYTES, BLOCK_UNITS = 512, 128
 _MOST = 65_536  # blocks that are remembered, whatever the engine can hold
+_DOUBTS = 3  # contradictions in a row that are believed
 _SLACK = 32  # blocks that are evicted beyond what is needed: looking for victims costs more than one of them
 _NOBODY = Demand("", speculative=False, now=0.0)  # the engine's rule asks nothing of whom room is made for
 
@@ -46,6 +47,7 @@ class Replica(BlockPool):
 
     def __init__(self, capacity_tokens: int | None, most: int = _MOST) -> None:
         super().__init__(most, policy=_as_the_engine_does)
+        self._doubts = 0
         self.set_capacity(capacity_tokens)
 
     def set_capacity(self, tokens: int | None) -> None:
@@ -97,25 +99,28 @@ class Replica(BlockPool):
     def correct(self, keys: Sequence[BlockKey], cached: int) -> int:
         """The engine had only the first `cached` of these; returns how many more it was believed to have.
 
-        What is older than the block that was lost must be lost, too: the engine holds so much less than was thought.
+        One such word may have other reasons: a template with the time of day, another engine behind the same address.
+        Where it is said again and again, what is older than the block that was lost must be lost, too, and where its
+        capacity is not known, the engine holds so much less than was thought.
         """
         found = self.match(keys)
         kept, lost = found[:cached], found[cached:]
         if not lost:
             return 0
         oldest = lost[0].last_used
+        self._doubts += 1
         self.hold(kept)
         self._forget(lost[0])
-        for leaf in [leaf for leaf in self.leaves.values() if leaf.last_used < oldest]:
-            chain: Block | None = leaf
-            while chain is not None and not chain.children and not chain.refs and chain.last_used < oldest:
-                parent = chain.parent
-                self.evict(chain, "lru_of_the_engine")
-                chain = parent
+        if self._doubts >= _DOUBTS:
+            self._forget_older_than(oldest)
         self.release(reversed(kept))
-        if not self.is_known:
+        if self._doubts >= _DOUBTS and not self.is_known:
             self.limit = min(max(len(self.resident), len(keys), 1), self.pages)
         return len(lost)
+
+    def agreed(self) -> None:
+        """The engine had what it was believed to have."""
+        self._doubts = 0
 
     def confirm(self, keys: Sequence[BlockKey], cached: int, demand: Demand, session: str) -> None:
         """The engine said that it had the first `cached` of these: it holds more than was thought, perhaps."""
@@ -124,6 +129,14 @@ class Replica(BlockPool):
             if not self.is_known:
                 self.limit = min(self.limit + missing, self.pages)
             self.store(keys[:cached], demand, session)
+
+    def _forget_older_than(self, oldest: float) -> None:
+        for leaf in [leaf for leaf in self.leaves.values() if leaf.last_used < oldest]:
+            chain: Block | None = leaf
+            while chain is not None and not chain.children and not chain.refs and chain.last_used < oldest:
+                parent = chain.parent
+                self.evict(chain, "lru_of_the_engine")
+                chain = parent
 
     def _forget(self, block: Block) -> None:
         """This block and all behind it."""

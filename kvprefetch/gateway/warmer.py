@@ -10,7 +10,7 @@ time.
 import asyncio
 import logging
 from collections.abc import Callable
-from math import inf
+from math import inf, nextafter
 
 from kvprefetch.errors import InvalidRequest, UpstreamError, UpstreamGone
 from kvprefetch.gateway.contract import Asked, Engine, Link, Rendered
@@ -86,6 +86,7 @@ class Warmer:
     async def _round(self) -> None:
         now = self.clock()
         self._wake.clear()
+        self.desk.expire(now)
         if self.engine is None or now < self._resume_at:
             await self._sleep(self._resume_at if self.engine is not None else inf)
             return
@@ -101,7 +102,7 @@ class Warmer:
         await self._interruptible(job)
 
     async def _sleep(self, until: float) -> None:
-        seconds = until - self.clock()
+        seconds = min(until, nextafter(self.desk.preloads.next_expiry, inf)) - self.clock()
         if seconds <= 0:
             await asyncio.sleep(0)  # others may work, whatever is due again and again
             return
@@ -145,8 +146,11 @@ class Warmer:
         except UpstreamError as error:
             log.warning("%s: warming stops for now: the engine %s", self.link.url, error)
             self._pause()
+            job.refusals += 1
             if isinstance(error, UpstreamGone):
                 self.broke()
+            elif job.refusals >= _REFUSALS:
+                self.desk.failed(job, f"the engine {error}", self.clock())
 
     async def _others(self, engine: Engine) -> bool:
         """Whether the engine is serving more than what went through here."""
@@ -242,8 +246,11 @@ class Warmer:
             if job.lost >= _REFUSALS:
                 self.desk.failed(job, "the engine does not keep what is warmed", now)
                 return
-        computed = max(end - (start if cached is None else cached), 0)
-        self.pace.warmed(computed, seconds)
+        computed = max(end - cached, 0) if cached is not None else max(end - max(start, believed), 0)
+        if believed >= end and computed <= engine.traits.block_tokens:
+            computed = 0  # it was all there: of a prompt that ends with a block, that one is computed anew
+        if cached is not None or believed <= start:  # else nobody knows what it had to do
+            self.pace.warmed(computed, seconds)
         job.warm, job.computed, job.refusals, job.is_sure = max(job.warm, end), job.computed + computed, 0, True
         self.desk.warmed(job, end / max(total, 1), computed, seconds, now)
         if end >= total:

@@ -122,8 +122,28 @@ def test_speculation_displaces_nothing_that_was_used_later() -> None:
 
 
 # -- what the engine says --------------------------------------------------------------------------------
+def _doubted(replica: Replica) -> None:
+    """The engine has contradicted what was believed of it, twice."""
+    for prompt in ("one", "two"):
+        _serve(replica, prompt, 0)
+        replica.correct(_keys(prompt), 0)
+
+
+def test_one_contradiction_is_no_reason_to_believe_nothing_any_more() -> None:
+    replica = _replica(None)
+    _serve(replica, "old", 1)
+    _serve(replica, "abcd", 2)
+    limit = replica.limit
+    for _ in range(9):
+        assert replica.correct(_keys("abcd"), 1) == 3
+        assert (_has(replica, "abcd"), _has(replica, "old"), replica.limit) == (1, 3, limit)
+        _serve(replica, "abcd", 2)
+        replica.agreed()
+
+
 def test_what_the_engine_has_lost_is_forgotten_and_with_it_what_is_older() -> None:
     replica = _replica(None)
+    _doubted(replica)
     _serve(replica, "old", 1)
     _serve(replica, "abcd", 2)
     _serve(replica, "new", 3)
@@ -151,6 +171,7 @@ def test_an_engine_that_has_all_corrects_nothing() -> None:
 
 def test_how_much_an_engine_holds_is_learnt_from_what_it_lost() -> None:
     replica = _replica(None)
+    _doubted(replica)
     for number, prompt in enumerate(("aaaa", "bbbb", "cccc")):
         _serve(replica, prompt, number)
     replica.correct(_keys("aaaa"), 0)
@@ -170,6 +191,7 @@ def test_a_known_capacity_is_not_learnt() -> None:
 
 def test_an_engine_that_has_more_than_was_thought_holds_more() -> None:
     replica = _replica(None)
+    _doubted(replica)
     _serve(replica, "aaaa", 1)
     _serve(replica, "bbbb", 2)
     replica.correct(_keys("aaaa"), 0)
