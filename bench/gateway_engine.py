@@ -118,8 +118,12 @@ def _free_port() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """One thread that does not spin, 1 GiB of cache, and nothing asked of the network."""
-    ours = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    """Two threads that do not spin, 1 GiB of cache, and nothing asked of the network.
+
+    Left to itself vLLM keeps a processor free, and binds the one thread that it has on two: it is half as fast then.
+    """
+    ours = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    ours["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     others = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON_"))}
     return {**others, **ours, **quiet}
