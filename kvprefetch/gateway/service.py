@@ -7,6 +7,7 @@ here blocks the event loop.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from math import inf
 
 from kvprefetch.client.connect import Connection, connect
 from kvprefetch.client.handle import Prefetch
@@ -18,6 +19,7 @@ from kvprefetch.settings import client_token
 
 _CONNECTIONS = 64
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.005, 0.25
+_LATE_S = 60.0  # after a hint's time is over, within which the service says so
 
 
 class ServiceHints:
@@ -77,13 +79,33 @@ def context_of(draft: Draft, connection: Connection) -> Context:
     raise InvalidRequest("the workers of a cache service take chat messages, or the token ids of a completion")
 
 
-async def followed(handle: Prefetch, resolved: Callable[[Result], None]) -> None:
-    """Call `resolved` once the service's hint has an outcome. Looks from time to time: no thread waits for it."""
-    pause_s = _FIRST_LOOK_S
-    while handle.outcome is None:
+async def followed(
+    handle: Prefetch,
+    resolved: Callable[[Result], None],
+    lasts_s: float = inf,
+    is_kept: Callable[[], bool] = lambda: True,
+) -> None:
+    """Call `resolved` once the service's hint has an outcome: FAILED if it has none some time after `lasts_s`.
+
+    Looks from time to time: no thread waits for it. Ends without a word once nobody keeps the hint any more.
+    """
+    loop, pause_s = asyncio.get_running_loop(), _FIRST_LOOK_S
+    silent_at = loop.time() + lasts_s + _LATE_S
+    while (result := _result_of(handle)) is None and is_kept():
+        if loop.time() >= silent_at:
+            result = Result(Outcome.FAILED, 0, "the service does not answer")
+            break
         await asyncio.sleep(pause_s)
         pause_s = min(1.5 * pause_s, _LAST_LOOK_S)
+    if result is not None:
+        resolved(result)
+
+
+def _result_of(handle: Prefetch) -> Result | None:
+    """Its outcome; None while open."""
     try:
-        resolved(handle.wait(0))
+        return handle.wait(0)
+    except TimeoutError:
+        return None
     except KVPrefetchError as error:  # the service's refusal
-        resolved(Result(Outcome.REJECTED, 0, str(error)))
+        return Result(Outcome.REJECTED, 0, str(error))

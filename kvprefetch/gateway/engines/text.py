@@ -4,12 +4,12 @@ How many characters a token has is learnt from what the answers say that prompts
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from kvprefetch.gateway.contract import Dialect, Draft, Json, Rendered, WarmRequest
 from kvprefetch.gateway.engines.answers import encode
 from kvprefetch.gateway.engines.probes import followed
-from kvprefetch.gateway.wire import one_token, text_length, truncated
+from kvprefetch.gateway.wire import Cuts, one_token
 
 _FIRST_GUESS, _LEAST, _MOST = 3.5, 0.25, 25.0  # characters in a token
 _WEIGHT = 0.3  # of what was seen last
@@ -24,6 +24,7 @@ class RenderedText:
     draft: Draft = field(repr=False)
     chars_per_token: float
     tokens: int
+    text: Cuts = field(repr=False, compare=False)  # the draft's
     is_exact: bool = False
     token_ids: tuple[int, ...] = ()
 
@@ -41,9 +42,8 @@ class RenderedText:
 
     def _cut(self, end: int) -> tuple[Json, int]:
         wanted = chars = end * self.chars_per_token
-        while end < self.tokens and chars < text_length(self.draft):
-            cut = truncated(self.draft, math.ceil(chars))
-            length = text_length(replace(self.draft, body=cut))
+        while end < self.tokens and chars < self.text.length:
+            cut, length = self.text.cut(math.ceil(chars))
             if length >= wanted - 1:
                 return cut, min(max(end, math.floor(length / self.chars_per_token)), self.tokens)
             chars *= _WIDER
@@ -58,8 +58,9 @@ class TextRenderer:
 
     def render(self, draft: Draft) -> RenderedText:
         """Nothing is asked of the engine."""
-        tokens = max(1, math.ceil(text_length(draft) / self._chars_per_token))
-        return RenderedText(draft, self._chars_per_token, tokens)
+        text = Cuts(draft)
+        tokens = max(1, math.ceil(text.length / self._chars_per_token))
+        return RenderedText(draft, self._chars_per_token, tokens, text)
 
     def learn(self, rendered: Rendered, end: int, prompt_tokens: int) -> None:
         """A piece that ended at `end` had `prompt_tokens`."""

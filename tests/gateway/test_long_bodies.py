@@ -1,0 +1,74 @@
+"""Long prompts cost their length once: what is done again for each piece or look does not grow with them."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvprefetch.client.handle import Prefetch
+from kvprefetch.errors import UnknownContext
+from kvprefetch.gateway import service
+from kvprefetch.gateway.contract import Dialect, Draft
+from kvprefetch.gateway.engines.text import TextRenderer
+from kvprefetch.gateway.service import followed
+from kvprefetch.gateway.wire import Cuts, pieces, text_length
+from kvprefetch.outcomes import Outcome, Result
+
+unhurried = settings(deadline=None, max_examples=60)  # busy machines are slow
+
+
+def conversation(turns: int) -> Draft:
+    said = [{"role": ("user", "assistant")[at % 2], "content": f"{at} " * 10} for at in range(turns)]
+    return Draft(Dialect.CHAT, {"model": "m", "messages": said}, (b"",))
+
+
+def test_the_pieces_of_a_long_conversation_measure_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, measure = [], pieces._item_length
+    monkeypatch.setattr(pieces, "_item_length", lambda item: measured.append(1) or measure(item))
+    rendered = TextRenderer().render(conversation(2_000))
+    for end in range(100, rendered.tokens, 100):
+        rendered.request(end)
+    cuts = rendered.tokens // 100
+    assert len(measured) <= 2_000 + 3 * cuts
+
+
+@unhurried
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(0, 80))
+def test_a_cut_says_how_long_it_is(lengths: list[int], chars: int) -> None:
+    said = [{"role": "user", "content": "x" * length} for length in lengths]
+    draft = Draft(Dialect.CHAT, {"messages": said, "tools": [{"name": "look"}]}, (b"",))
+    body, length = Cuts(draft).cut(chars)
+    assert length == text_length(replace(draft, body=body))
+    text = "".join(turn["content"] for turn in body["messages"])
+    room = max(chars - (text_length(draft) - sum(lengths)), 1)
+    assert text == ("x" * sum(lengths))[:room] if any(lengths) else len(body["messages"]) >= 1
+
+
+def test_a_hint_that_the_service_does_not_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_LATE_S", 0.02)
+    said: list[Result] = []
+    asyncio.run(followed(Prefetch(lambda handle: None), said.append, 0.01))
+    assert said == [Result(Outcome.FAILED, 0, "the service does not answer")]
+
+
+def test_a_hint_that_nobody_keeps_is_followed_no_longer() -> None:
+    said: list[Result] = []
+    kept = iter((True, True, False))
+    asyncio.run(followed(Prefetch(lambda handle: None), said.append, 60.0, lambda: next(kept)))
+    assert not said
+
+
+def test_the_services_refusal_and_a_hint_that_is_about_to_have_an_outcome() -> None:
+    async def story() -> None:
+        refused, warm = Prefetch(lambda handle: None), Prefetch(lambda handle: None)
+        refused.refuse(UnknownContext("never heard of it"))
+        warm._result = Result(Outcome.WARM, 64)  # another thread is between two lines of `resolve`
+        asyncio.get_running_loop().call_later(0.02, warm._done.set)
+        said: list[Result] = []
+        await followed(refused, said.append)
+        await followed(warm, said.append)
+        assert [(each.outcome, each.tokens) for each in said] == [(Outcome.REJECTED, 0), (Outcome.WARM, 64)]
+
+    asyncio.run(story())
