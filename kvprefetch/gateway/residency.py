@@ -13,13 +13,41 @@ blocks of all. At most `max_blocks` blocks of a rank are known (about 300 bytes 
 
 import hashlib
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 
 import msgspec
 
 MAX_BLOCKS, MAX_RANKS = 262_144, 64
 _KEY_BYTES = 16
 _ROOT = bytes(_KEY_BYTES)
+
+
+class _Chain:
+    """The keys of a prompt's blocks, each computed when it is first wanted."""
+
+    def __init__(self, token_ids: Sequence[int], block_tokens: int, salt: str, adapter: str) -> None:
+        self.token_ids, self.asked = token_ids, (block_tokens, salt, adapter)
+        self._step, self._adapter = 8 * block_tokens, [adapter] if adapter else []
+        self._first = [*self._adapter, *([salt] if salt else [])]  # the salt is in the first block alone
+        self._packed = array("q", token_ids).tobytes()
+        self._keys: list[bytes] = []
+
+    def leading(self, resident: Set[bytes]) -> int:
+        """How many of the first blocks are among these."""
+        for at, key in enumerate(self._keys):
+            if key not in resident:
+                return at
+        while len(self._keys) < len(self._packed) // self._step:
+            if self._next() not in resident:
+                return len(self._keys) - 1
+        return len(self._keys)
+
+    def _next(self) -> bytes:
+        parent, extra = (self._keys[-1], self._adapter) if self._keys else (_ROOT, self._first)
+        start = len(self._keys) * self._step
+        key = _key(parent, self._packed[start : start + self._step], self.asked[2], extra or None)
+        self._keys.append(key)
+        return key
 
 
 class Blocks:
@@ -33,6 +61,7 @@ class Blocks:
         self._max_blocks, self._group = max_blocks, 0
         self._keys: dict[Hashable, bytes] = {}  # of each block, by the engine's hash of it; oldest first
         self._resident: set[bytes] = set()
+        self._chain: _Chain | None = None  # of the prompt that was asked for last
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -81,14 +110,12 @@ class Blocks:
         """Leading tokens known to be there."""
         if not self.block_tokens or not self._resident:
             return 0
-        packed, step = array("q", token_ids).tobytes(), 8 * self.block_tokens
-        key, extra = _ROOT, [each for each in (adapter, salt) if each] or None
-        for at in range(0, len(packed) - step + 1, step):
-            key = _key(key, packed[at : at + step], adapter, extra)
-            if key not in self._resident:
-                return at // 8
-            extra = [adapter] if adapter else None  # the salt is in the first block alone
-        return len(packed) // step * self.block_tokens
+        chain, asked = self._chain, (self.block_tokens, salt, adapter)
+        # a tuple never changes: what is warmed piece by piece is asked for again and again
+        if chain is None or chain.token_ids is not token_ids or chain.asked != asked:
+            chain = _Chain(token_ids, *asked)
+            self._chain = chain if isinstance(token_ids, tuple) else None
+        return chain.leading(self._resident) * self.block_tokens
 
     def _put(self, block: Hashable, key: bytes) -> None:
         self._resident.discard(self._keys.pop(block, b""))

@@ -3,17 +3,19 @@
 import asyncio
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvprefetch.client.handle import Prefetch
 from kvprefetch.errors import UnknownContext
-from kvprefetch.gateway import service
-from kvprefetch.gateway.contract import Dialect, Draft
+from kvprefetch.gateway import residency, service
+from kvprefetch.gateway.contract import Answered, Dialect, Draft
 from kvprefetch.gateway.engines.text import TextRenderer
 from kvprefetch.gateway.service import followed
-from kvprefetch.gateway.wire import Cuts, pieces, text_length
+from kvprefetch.gateway.wire import Cuts, canonical, next_draft, pieces, read_request, text_length
+from kvprefetch.gateway.wire.conversation import CONVERSATIONS
 from kvprefetch.outcomes import Outcome, Result
 
 unhurried = settings(deadline=None, max_examples=60)  # busy machines are slow
@@ -44,6 +46,35 @@ def test_a_cut_says_how_long_it_is(lengths: list[int], chars: int) -> None:
     text = "".join(turn["content"] for turn in body["messages"])
     room = max(chars - (text_length(draft) - sum(lengths)), 1)
     assert text == ("x" * sum(lengths))[:room] if any(lengths) else len(body["messages"]) >= 1
+
+
+@pytest.mark.parametrize("dialect", [Dialect.CHAT, Dialect.MESSAGES, Dialect.RESPONSES])
+def test_an_answer_that_goes_on_from_a_begun_one_reads_no_turn_again(
+    dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = CONVERSATIONS[dialect]
+    said = conversation(2_001).body["messages"]
+    begun = [*said, {"role": "assistant", "content": "It is "}]
+    asked = read_request(dialect, msgspec.json.encode({"model": "m", form.KEY: begun}))
+    framed, frame = [], canonical.frame
+    monkeypatch.setattr(canonical, "frame", lambda *values: framed.append(1) or frame(*values))
+    draft = next_draft(asked, Answered())
+    assert len(framed) <= 1
+    assert draft is not None
+    assert (draft.body[form.KEY], draft.canonical) == (said, (asked.opening, *form.turns(said)))
+
+
+def test_a_prompt_that_is_looked_up_again_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, key_of = [], residency._key
+    monkeypatch.setattr(residency, "_key", lambda *block: hashed.append(1) or key_of(*block))
+    blocks, ids, parent = residency.Blocks(), tuple(range(16 * 500)), None
+    for at in range(500):  # as it is warmed, block by block
+        blocks.stored([at], parent, ids[16 * at : 16 * at + 16], 16)
+        assert blocks.cached(ids) == 16 * at + 16
+        parent = at
+    assert len(hashed) == 2 * 500  # each once as it was stored, and once as it was looked up
+    blocks.removed([250])
+    assert (blocks.cached(ids), blocks.cached(ids, "a salt"), blocks.cached(ids)) == (16 * 250, 0, 16 * 250)
 
 
 def test_a_hint_that_the_service_does_not_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:

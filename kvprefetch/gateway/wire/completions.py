@@ -6,7 +6,7 @@ A batch of prompts is not read.
 
 import struct
 from collections.abc import Iterable
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from kvprefetch.gateway.contract import Answered, Dialect, Json
 from kvprefetch.gateway.wire import canonical
@@ -23,20 +23,23 @@ Prompt = str | list[int]
 
 
 def opening(body: Json) -> bytes:
-    """Canonical: all but the prompt, and whether that is text."""
-    return canonical.opening(Dialect.COMPLETIONS, body, FIELDS) + (
-        b"text\n" if isinstance(prompt(body), str) else b"ids\n"
-    )
+    """Canonical: all but the prompt, and whether that is text. `body` has one."""
+    kind = b"text\n" if isinstance(unwrapped(body), str) else b"ids\n"
+    return canonical.opening(Dialect.COMPLETIONS, body, FIELDS) + kind
 
 
 def prompt(body: Json) -> Prompt:
     """The one prompt; "" where there is none, or several."""
-    said = body.get(KEY)
-    if isinstance(said, list) and len(said) == 1 and isinstance(said[0], str | list):
-        said = said[0]
+    said = unwrapped(body)
     if body.get("prompt_embeds"):
         return ""
     return said if isinstance(said, str) or _are_ids(said) else ""
+
+
+def unwrapped(body: Json) -> Any:
+    """What is sent as the prompt, out of the list of one that it may be in: `prompt`, of a body that has one."""
+    said = body.get(KEY)
+    return said[0] if isinstance(said, list) and len(said) == 1 and isinstance(said[0], str | list) else said
 
 
 def turn(said: Prompt) -> bytes:
@@ -72,4 +75,6 @@ def assembled(events: Iterable[Json]) -> Json:
 
 
 def _are_ids(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and bool(value) and all(type(each) is int and 0 <= each < 2**32 for each in value)
+    if not isinstance(value, list) or set(map(type, value)) != {int}:  # in C: there may be a million of them
+        return False
+    return bool(min(value) >= 0 and max(value) < 2**32)

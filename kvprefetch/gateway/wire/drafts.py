@@ -13,7 +13,7 @@ def request_draft(asked: Asked) -> Draft | None:
     if not asked.opening:
         return None
     if asked.dialect is Dialect.COMPLETIONS:
-        return _draft(asked, completions.prompt(asked.body), exact=True)
+        return _draft(asked, completions.unwrapped(asked.body), exact=True)
     form = CONVERSATIONS[asked.dialect]
     return _draft(asked, form.items(asked.body), exact=True, ending=form.ENDING)
 
@@ -32,7 +32,8 @@ def next_draft(asked: Asked, answered: Answered) -> Draft | None:
     if form.is_answer(said[-1]):
         # The answer goes on from a beginning that the client wrote: how it joins the two is its own affair.
         before = _without_last_answer(form, said)
-        return _draft(asked, before, turns=form.turns(parted(form, before)[1])) if before else None
+        made = len(form.turns(said[len(before) :]))
+        return _draft(asked, before, turns=asked.turns[: len(asked.turns) - made]) if before else None
     if asked.prewarm or not answered.turn:
         return _draft(asked, said)
     after = answered.message if isinstance(answered.message, list) else [answered.message]
@@ -52,7 +53,7 @@ def opening_draft(asked: Asked) -> Draft | None:
 
 
 def _continued(asked: Asked, answered: Answered) -> Draft:
-    before, after = completions.prompt(asked.body), None if asked.prewarm else answered.message
+    before, after = completions.unwrapped(asked.body), None if asked.prewarm else answered.message
     if isinstance(before, str) and isinstance(after, str):
         return _draft(asked, before + after, turns=(asked.turns[0] + answered.turn,))
     if isinstance(before, list) and isinstance(after, list):
