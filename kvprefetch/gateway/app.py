@@ -1,6 +1,7 @@
 """The application: which path is answered by what. Everything that is not named here is passed on."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,6 @@ from kvprefetch.gateway.api import Api
 from kvprefetch.gateway.contract import Dialect
 from kvprefetch.gateway.hints import Hints
 from kvprefetch.gateway.link import UpstreamLink
-from kvprefetch.gateway.placement import choose
 from kvprefetch.gateway.proxy import Receive, Scope, Send, forward
 from kvprefetch.gateway.site import Site
 from kvprefetch.gateway.traffic import Passing, Traffic
@@ -27,6 +27,7 @@ from kvprefetch.http.problems import response_to
 from kvprefetch.settings import Settings
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_KEPT = re.compile(r"/v1/(?:responses|conversations)/([^/]+)")
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,32 @@ class _PassedOn:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what the engine answers."""
         try:
-            self._site.gate.tenant_of(Headers(scope=scope))
+            tenant = self._tenant(scope)
         except KVPrefetchError as error:
             await response_to(error)(scope, receive, send)
             return
-        upstream = choose(self._site.upstreams, "")
+        upstream = self._site.place(tenant, "", _kept_id(scope["path"]))
+        watch = Passing(upstream, is_live=False)
         await forward(
             scope,
-            receive,
+            watch.heard(receive) if scope["method"] == "POST" else receive,  # what bears prompts is posted
             send,
             upstream.link,
             headers=scope["headers"],
             body=None,
-            watch=Passing(upstream),
+            watch=watch,
             error_answer=lambda status, message: error_answer(None, status, message),
         )
+
+    def _tenant(self, scope: Scope) -> str:
+        """A browser asks first, without a token, whether it may ask with one; the engine says so."""
+        return "" if scope["method"] == "OPTIONS" else self._site.gate.tenant_of(Headers(scope=scope))
+
+
+def _kept_id(path: str) -> str:
+    """Of a response or conversation that its engine keeps; "" for another path."""
+    found = _KEPT.match(path)
+    return found[1] if found else ""
 
 
 async def _no_websocket(websocket: WebSocket) -> None:

@@ -116,6 +116,7 @@ class Traits:
     takes_salt: bool = False
     warms_itself: bool = False  # it takes `max_tokens: 0`, and does the work in its own idle time
     priorities: bool = False
+    models: frozenset[str] = frozenset()  # that it lists; none: it does not say
 
 
 class Engine(Protocol):

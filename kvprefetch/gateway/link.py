@@ -53,14 +53,16 @@ class _Sessions:
 class UpstreamLink:
     """A way to one upstream; a `Link` of the contract. Made by `open_links`."""
 
-    def __init__(self, settings: UpstreamSettings, sessions: _Sessions, patience_s: float) -> None:
-        self.url = settings.url.rstrip("/").removesuffix("/v1")
-        self._sessions, self._patience_s = sessions, patience_s
+    def __init__(self, settings: UpstreamSettings, sessions: _Sessions, limits: GatewaySettings) -> None:
+        self._base = settings.url.rstrip("/").removesuffix("/v1")
+        self.url = _without_password(self._base)  # it is shown to many
+        self._sessions, self._limits = sessions, limits
+        self._patience_s, self.silence_s = limits.connect_s + limits.silence_s, limits.silence_s
         self._authorization = f"Bearer {settings.api_key}" if settings.api_key else ""
 
     def beside(self, url: str) -> "UpstreamLink":
         """To another server that belongs to this one; without its key."""
-        return UpstreamLink(UpstreamSettings(url), self._sessions, self._patience_s)
+        return UpstreamLink(UpstreamSettings(url), self._sessions, self._limits)
 
     async def get(self, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
         """Status and body, at most 64 MiB of it."""
@@ -71,7 +73,8 @@ class UpstreamLink:
     ) -> tuple[int, bytes]:
         """The same, of JSON. A cancelled call closes the connection at once."""
         pairs = headers.items() if isinstance(headers, Mapping) else headers
-        copied = [(name.encode(), value.encode()) for name, value in pairs if name.lower() not in _NOT_COPIED]
+        kept = [pair for pair in pairs if pair[0].lower() not in _NOT_COPIED]
+        copied = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in kept]  # as they were decoded
         return await self._whole("POST", path, [*copied, (b"content-type", b"application/json")], body, timeout_s)
 
     @asynccontextmanager
@@ -140,7 +143,7 @@ class UpstreamLink:
     def _address(self, path: str) -> URL:
         if not path.startswith("/"):  # it must not become a part of the host's name
             raise InvalidRequest("the path must begin with /")
-        return URL(self.url + path, encoded=True)
+        return URL(self._base + path, encoded=True)
 
     def _headers(self, headers: RawHeaders, body: Body) -> list[tuple[str, str]]:
         try:
@@ -162,10 +165,9 @@ class UpstreamLink:
 @asynccontextmanager
 async def open_links(settings: GatewaySettings) -> AsyncIterator[list[UpstreamLink]]:
     """A link to each upstream of the settings, in their order; connections are closed at the end."""
-    patience_s = settings.connect_s + settings.silence_s
     async with _session(settings, reuse=True) as pooled, _session(settings, reuse=False) as fresh:
         sessions = _Sessions(pooled, fresh)
-        yield [UpstreamLink(upstream, sessions, patience_s) for upstream in settings.upstreams]
+        yield [UpstreamLink(upstream, sessions, settings) for upstream in settings.upstreams]
 
 
 def _session(settings: GatewaySettings, *, reuse: bool) -> aiohttp.ClientSession:
@@ -226,6 +228,12 @@ def _look(closed: asyncio.Future[None]) -> None:
     """asyncio complains of errors that nobody has looked at; how an idle connection ended is of no interest."""
     if not closed.cancelled():
         closed.exception()
+
+
+def _without_password(url: str) -> str:
+    scheme, slashes, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _is_unanswered(error: aiohttp.ClientError) -> bool:

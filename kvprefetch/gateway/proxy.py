@@ -2,9 +2,9 @@
 
 Promises: status, headers (duplicates too) and body are the engine's own, but for the headers that belong to one
 connection (RFC 9110, 7.6.1). What has come is passed on at once, never unpacked; a slow client slows the engine, and
-little is held in between. A client that leaves closes the engine's connection, whatever it is doing. An
-answer that breaks off breaks the client's connection too: it never looks complete. The reason phrase alone is the
-server's, as ASGI has no word for it.
+little is held in between, and one that reads nothing for `gateway.silence_s` counts as gone. A client that leaves
+closes the engine's connection, whatever it is doing. An answer that breaks off breaks the client's connection too: it
+never looks complete. The reason phrase alone is the server's, as ASGI has no word for it.
 """
 
 import asyncio
@@ -41,7 +41,8 @@ class Watcher(Protocol):
         """A part of the engine's body, as it is passed on."""
 
     def ended(self, error: str | None) -> None:
-        """Called once, last. None: complete; "client left"; "upstream …"; "gateway stopped"; "refused: …"."""
+        """Called once, last. None: complete; "client left" or "client does not read"; "upstream …"; "gateway stopped";
+        "refused: …"."""
 
 
 async def forward(
@@ -64,7 +65,7 @@ async def forward(
     ended: str | None = "gateway stopped"
     try:
         with _Client(receive) as client:
-            exchange = _Exchange(client, scope, send, watch, extra_headers)
+            exchange = _Exchange(client, scope, _within(send, link.silence_s), watch, extra_headers)
             try:
                 await exchange.run(link, passed_on(headers), body)
                 ended = None
@@ -76,6 +77,8 @@ async def forward(
                 await exchange.fail(400, str(error), error_answer)
         if client.has_left:
             ended = "client left"
+    except ClientDisconnect:  # the server breaks the connection, as its answer is unfinished
+        ended = "client does not read"
     finally:
         watch.ended(ended)
 
@@ -242,6 +245,19 @@ class _Exchange:
         self._watch.began(status, headers)
         self._has_begun = True
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._extra_headers]})
+
+
+def _within(send: Send, limit_s: float) -> Send:
+    """To a client that reads; raises ClientDisconnect for another."""
+
+    async def sent(message: Message) -> None:
+        try:
+            async with asyncio.timeout(limit_s):
+                await send(message)
+        except TimeoutError:
+            raise ClientDisconnect from None
+
+    return sent
 
 
 def _path(scope: Scope) -> str:

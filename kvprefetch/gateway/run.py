@@ -1,7 +1,8 @@
 """Run a gateway until SIGTERM or SIGINT; what is in flight then may finish."""
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 
 from kvprefetch.errors import SettingsError
 from kvprefetch.gateway.app import make_gateway
@@ -9,6 +10,9 @@ from kvprefetch.gateway.link import open_links
 from kvprefetch.http.gate import check_host
 from kvprefetch.http.serving import listen, make_server, outliving_signals, url_of
 from kvprefetch.settings import Settings
+
+log = logging.getLogger(__name__)
+_PAUSE_S = 5.0
 
 
 async def run(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
@@ -24,7 +28,7 @@ async def run(settings: Settings, ready: Callable[[str], None] = lambda url: Non
         gateway = make_gateway(settings, links)
         listener = listen(own.host, own.port, "gateway")
         server = make_server(gateway.app, own.drain_s, dates=False)
-        warming = asyncio.create_task(gateway.run())
+        warming = asyncio.create_task(again_and_again(gateway.run))
         try:
             with outliving_signals():
                 ready(url_of(listener))
@@ -33,3 +37,13 @@ async def run(settings: Settings, ready: Callable[[str], None] = lambda url: Non
             warming.cancel()
             await asyncio.gather(warming, return_exceptions=True)
             await gateway.close()
+
+
+async def again_and_again(work: Callable[[], Awaitable[None]], pause_s: float = _PAUSE_S) -> None:
+    """Until it is cancelled, or ends by itself. What breaks it is logged at once, and it begins again after a pause."""
+    while True:
+        try:
+            return await work()
+        except Exception:  # the task's outermost line: requests are served without it
+            log.exception("warming broke; it begins again in %g s", pause_s)
+        await asyncio.sleep(pause_s)

@@ -13,13 +13,14 @@ from typing import Any
 
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.credentials import bearer_token
+from kvprefetch.errors import ServiceUnavailable
 from kvprefetch.gateway.contract import Answered, Asked, Draft, Headers
 from kvprefetch.gateway.conversations import Conversations
 from kvprefetch.gateway.desk import OPENING, RETURN
 from kvprefetch.gateway.link import RawHeaders, UpstreamLink
 from kvprefetch.gateway.metrics import Metrics
 from kvprefetch.gateway.openings import Opening, Openings
-from kvprefetch.gateway.placement import choose
+from kvprefetch.gateway.placement import Kept, choose
 from kvprefetch.gateway.replica import prompt_keys, prompt_root
 from kvprefetch.gateway.turn import Turn
 from kvprefetch.gateway.upstream import Upstream
@@ -34,8 +35,11 @@ _LONG = 64 * 2**10  # bytes whose reading is left to a thread
 _OPENINGS = 256
 _OF_ONE_REQUEST = frozenset(  # headers that say nothing of where a session's next request would go
     (
-        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie"),
-        *("expect", "host", "idempotency-key", "traceparent", "tracestate", "transfer-encoding", "x-request-id"),
+        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect"),
+        *("host", "idempotency-key", "range", "traceparent", "tracestate", "transfer-encoding", "x-request-id"),
+        *("content-digest", "content-md5", "digest", "repr-digest", "signature", "signature-input"),
+        *("x-amz-date", "x-amz-content-sha256", "if-match", "if-none-match", "if-modified-since"),
+        *("if-unmodified-since", "if-range"),
     )
 )
 
@@ -52,6 +56,8 @@ class Site:
         ]
         self.talks = Conversations(own.max_sessions, own.max_context_bytes)
         self.openings = Openings(_OPENINGS, own.max_context_bytes // 4)
+        self.kept = Kept()
+        self.mark = secrets.token_hex(4)  # tells its names of sessions from those of other gateways
         self.metrics = Metrics(self.upstreams, self.clock)
         self._secret = settings.secret.encode() or secrets.token_bytes(32)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +66,7 @@ class Site:
     async def begin(self, tenant: str, asked: Asked, named: str, headers: RawHeaders) -> Turn:
         """Its session and place; from here on no piece of warming is before it. `ended` of the turn must follow."""
         talk = self.talks.of(tenant, asked, named)
-        upstream = choose(self.upstreams, talk.upstream)
+        upstream = self.place(tenant, talk.upstream, asked.previous, asked.model)
         await self.until_known(upstream)
         is_new, arrived = not talk.upstream, self.clock()
         salt = self.salt(tenant, asked.salt, upstream)
@@ -84,23 +90,36 @@ class Site:
             self.clock,
             self._over,
         )
-        upstream.desk.requested(talk.session, tenant, keys, arrived)
-        if is_new:
-            self._new_session(turn)
+        try:
+            upstream.desk.requested(talk.session, tenant, keys, arrived)
+            if is_new:
+                self._new_session(turn)
+        except BaseException:
+            turn.ended("gateway stopped")  # else the engine would count as busy for ever
+            raise
         return turn
 
+    def place(self, tenant: str, wanted: str, kept: str = "", model: str = "") -> Upstream:
+        """Which upstream: the one that keeps the response or conversation of that id, then the wanted one."""
+        wanted = self.kept.find(tenant, kept) or wanted
+        known = [each for each in self.upstreams if each.known.is_set()] if self.salts else []
+        return choose(known or self.upstreams, wanted, model)
+
     async def until_known(self, upstream: Upstream) -> None:
-        """Wait a little for it to be asked whether it takes salts, where that matters."""
-        if not self._salts or upstream.known.is_set():
+        """Wait a little for it to say whether it takes salts, where that matters. Raises ServiceUnavailable."""
+        if not self.salts or upstream.known.is_set():
             return
-        try:
-            await asyncio.wait_for(upstream.known.wait(), self.settings.gateway.connect_s)
-        except TimeoutError:
-            return
+        if not await upstream.until_known(self.settings.gateway.connect_s):
+            raise ServiceUnavailable("the engine has not said yet whether it can keep tenants apart; try again")
+
+    @property
+    def may_salt(self) -> bool:
+        """Whether there is an engine, or may be, whose requests need a salt."""
+        return self.salts and any(each.takes_salt or not each.known.is_set() for each in self.upstreams)
 
     def salt(self, tenant: str, own: str, upstream: Upstream) -> str:
         """What isolates a tenant's prompts in the engine's cache; the caller's own salt where tenants are all one."""
-        if not self._salts or not upstream.takes_salt:
+        if not self.salts or not upstream.takes_salt:
             return own
         return hmac.new(self._secret, f"{tenant}\0{own}".encode(), "sha256").hexdigest()[:32]
 
@@ -129,7 +148,8 @@ class Site:
 
     # -- within ----------------------------------------------------------------------------------------
     @property
-    def _salts(self) -> bool:
+    def salts(self) -> bool:
+        """Whether tenants are to be kept apart."""
         return self.settings.gateway.salt and bool(self.settings.credentials)
 
     def _new_session(self, turn: Turn) -> None:
@@ -148,9 +168,9 @@ class Site:
         turn.upstream.warmer.live_ended()
         turn.talk.running -= 1
         if turn.error is not None and turn.error.startswith("upstream"):
-            turn.upstream.broke()
+            self.start(turn.upstream.look())
         self.metrics.ended(turn)
-        if turn.first_byte is not None and turn.was_alone and not turn.behind_piece and turn.status == 200:
+        if turn.is_stream and turn.first_byte is not None and turn.was_alone and not turn.behind_piece:
             turn.upstream.pace.answered(turn.first_byte - turn.arrived)
         self.start(self._outermost(turn))
 
@@ -179,6 +199,9 @@ class Site:
             )
             desk.served(session, tenant, turn.keys, turn.found, cached, now)
         self.metrics.read(turn, said)
+        self.kept.put(tenant, said.response_id, turn.upstream.name)
+        if turn.status == 200:
+            self.kept.put(tenant, turn.asked.previous, turn.upstream.name)
         is_kept = said.kind and desk.answers.believes()
         held = () if turn.status != 200 else keys if is_kept else turn.keys  # what was refused is in no cache
         desk.ended(session, tenant, said.kind or "cut off", held, now)

@@ -1,11 +1,13 @@
 """POST to a dialect's path: read, given a session and a place, passed on, learnt from. And prewarm requests, answered.
 
-A body that cannot be read is passed on as it is: the engine is the one to complain.
+A body that cannot be read is passed on as it is: the engine is the one to complain. But where engines keep tenants
+apart by salt, nothing goes without one: what can be read loosely is salted, and the rest refused.
 """
 
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -13,16 +15,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from kvprefetch.contexts import unqualified
-from kvprefetch.errors import InvalidRequest, KVPrefetchError
+from kvprefetch.errors import InvalidRequest, KVPrefetchError, ServiceUnavailable
 from kvprefetch.gateway.contract import Asked, Dialect, Warmed
 from kvprefetch.gateway.hints import Hint, Hints
 from kvprefetch.gateway.link import RawHeaders
 from kvprefetch.gateway.placement import choose
-from kvprefetch.gateway.proxy import Receive, Scope, Send, forward, read_body
+from kvprefetch.gateway.proxy import Message, Receive, Scope, Send, forward, read_body
 from kvprefetch.gateway.site import Site, kept_headers, prepared
 from kvprefetch.gateway.turn import Turn
 from kvprefetch.gateway.upstream import Upstream
-from kvprefetch.gateway.wire import error_answer, prewarm_answer, read_request, request_draft
+from kvprefetch.gateway.wire import error_answer, prewarm_answer, read_loosely, read_request, request_draft
 from kvprefetch.http.ask import SESSION_HEADER
 from kvprefetch.http.problems import status_of
 
@@ -58,17 +60,27 @@ class Traffic:
 
     # -- within ----------------------------------------------------------------------------------------
     async def _read(self, body: bytes) -> Asked | None:
+        """None where it is to be passed on unread. Raises InvalidRequest where that must not be."""
         try:
-            if len(body) > _LONG:
-                return await asyncio.to_thread(read_request, self.dialect, body)
-            return read_request(self.dialect, body)
+            return await self._read_by(read_request, body)
         except InvalidRequest:
-            return None
+            if not self.site.may_salt:
+                return None
+        return await self._read_by(read_loosely, body)
+
+    async def _read_by(self, reader: Callable[[Dialect, bytes], Asked], body: bytes) -> Asked:
+        if len(body) > _LONG:
+            return await asyncio.to_thread(reader, self.dialect, body)
+        return reader(self.dialect, body)
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, asked: Asked, body: bytes, tenant: str, named: str
     ) -> None:
-        turn = await self.site.begin(tenant, asked, named, scope["headers"])
+        try:
+            turn = await self.site.begin(tenant, asked, named, scope["headers"])
+        except ServiceUnavailable as error:
+            await self._refuse(error)(scope, receive, send)
+            return
         await forward(
             scope,
             receive,
@@ -81,12 +93,13 @@ class Traffic:
         )
 
     def _headers(self, scope: Scope, turn: Turn, named: str) -> RawHeaders:
-        """As they came; one of our own workers is told the session, too."""
+        """As they came; one of our own workers is told the session, too, by a name that no other gateway gives."""
         headers: RawHeaders = scope["headers"]
         engine = turn.upstream.engine
         if named or engine is None or engine.traits.kind != "kvprefetch":
             return headers
-        return [*headers, (SESSION_HEADER.encode(), unqualified(turn.talk.session).encode())]
+        session = f"~{self.site.mark}{unqualified(turn.talk.session)}"
+        return [*headers, (SESSION_HEADER.encode(), session.encode())]
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         upstream = choose(self.site.upstreams, "")
@@ -97,7 +110,7 @@ class Traffic:
             upstream.link,
             headers=scope["headers"],
             body=body,
-            watch=Passing(upstream),
+            watch=Passing(upstream, is_live=True),
             error_answer=self._error,
             extra_headers=[(REASON, b"the body was not read")],
         )
@@ -108,7 +121,11 @@ class Traffic:
             await self._refuse(InvalidRequest("there is no one prompt here that could be warmed"))(scope, receive, send)
             return
         draft = prepared(draft, kept_headers(scope["headers"]), asked.salt)
-        hint = await self.hints.prefetch(tenant, draft, named)
+        try:
+            hint = await self.hints.prefetch(tenant, draft, named)
+        except ServiceUnavailable as error:
+            await self._refuse(error)(scope, receive, send)
+            return
         try:
             async with asyncio.timeout(self.site.settings.gateway.patience_s):
                 if not await _done_before_the_client_leaves(hint, receive):
@@ -120,13 +137,11 @@ class Traffic:
         await Response(body, 200, media_type=kind)(scope, receive, send)
 
     def _warmed(self, hint: Hint) -> Warmed:
-        job, result = hint.job, hint.result
-        total = hint.prompt_tokens
-        hold_s = job.ticket.hold_s if job is not None else 0.0
+        total, result = hint.prompt_tokens, hint.result
         if result is None:
             reason = "the engine is busy; it will be warmed when it is idle"
-            return Warmed("pending", total, job.warm if job else 0, hold_s, reason)
-        return Warmed(result.outcome.value, total, hint.tokens, hold_s if hint.tokens else 0.0, result.reason)
+            return Warmed("pending", total, hint.job.warm if hint.job else 0, hint.hold_s, reason)
+        return Warmed(result.outcome.value, total, hint.tokens, hint.hold_s if hint.tokens else 0.0, result.reason)
 
     def _error(self, status: int, message: str) -> bytes:
         return error_answer(self.dialect, status, message)
@@ -134,15 +149,34 @@ class Traffic:
     def _refuse(self, error: KVPrefetchError | HTTPException) -> Response:
         status = status_of(error)
         message = str(error.detail) if isinstance(error, HTTPException) else str(error)
-        return Response(self._error(status, message), status, media_type="application/json")
+        headers = {REASON.decode(): message} if isinstance(error, ServiceUnavailable) else {}
+        return Response(self._error(status, message), status, headers, media_type="application/json")
 
 
 class Passing:
-    """Of an exchange from which nothing is learnt, but that warming makes way for it."""
+    """Of an exchange from which nothing is learnt, but that warming makes way for it while it `is_live`."""
 
-    def __init__(self, upstream: Upstream) -> None:
-        self.upstream = upstream
-        upstream.warmer.live_began()
+    def __init__(self, upstream: Upstream, *, is_live: bool) -> None:
+        self.upstream, self._is_live = upstream, False
+        if is_live:
+            self.sent()
+
+    def sent(self) -> None:
+        """The engine has all of it to work on."""
+        if not self._is_live:
+            self._is_live = True
+            self.upstream.warmer.live_began()
+
+    def heard(self, receive: Receive) -> Receive:
+        """The client's end of it, which is live once all of its body has come: a client may never send it."""
+
+        async def message() -> Message:
+            heard = await receive()
+            if heard["type"] == "http.request" and not heard.get("more_body", False):
+                self.sent()
+            return heard
+
+        return message
 
     def began(self, status: int, headers: object) -> None:
         """Nothing."""
@@ -152,7 +186,8 @@ class Passing:
 
     def ended(self, error: str | None) -> None:
         """It is over."""
-        self.upstream.warmer.live_ended()
+        if self._is_live:
+            self.upstream.warmer.live_ended()
 
 
 def salted(body: bytes, salt: str) -> bytes:

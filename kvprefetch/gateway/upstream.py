@@ -37,9 +37,10 @@ class Upstream:
         self.name = link.url
         self.engine: Engine | None = None
         self.is_up = True  # until it is seen not to be
-        self.known = asyncio.Event()  # it was asked what it is
-        self.takes_salt = False  # as far as is known; what is on its way while it is away is salted all the same
-        self._lost, self._gone = lost, asyncio.Event()
+        self.known = asyncio.Event()  # it has said what it is, once at least; while it is away that still holds
+        self.takes_salt = False
+        self.models: frozenset[str] = frozenset()
+        self._lost, self._gone, self._wanted = lost, asyncio.Event(), asyncio.Event()
         self._listener = Listener(own.kv_events) if own.kv_events else None
         self.pace = Pace(settings.speculation.step_s)
         self.desk = self._new_desk(own.capacity_tokens or None)
@@ -57,6 +58,22 @@ class Upstream:
         if self.is_up:
             self.is_up = False
             self._gone.set()
+
+    async def until_known(self, limit_s: float) -> bool:
+        """Look at once what it is; whether it has said so in time."""
+        self._wanted.set()
+        try:
+            await asyncio.wait_for(self.known.wait(), limit_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def look(self) -> None:
+        """Whether it is still there, after it has failed somebody."""
+        try:
+            await self.link.get("/v1/models")
+        except UpstreamError:
+            self.broke()
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -81,17 +98,27 @@ class Upstream:
                 if self.is_up:
                     log.warning("the engine at %s is not there yet: it %s", self.name, error)
                 self.is_up = False
-                self.known.set()
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LAST_LOOK_S)
+            except Exception:  # the task's outermost line: what an engine says must not end the warming of others
+                log.exception("it cannot be found out what the engine at %s is", self.name)
+                self.is_up = False
+            pause_s = _FIRST_LOOK_S if await self._is_wanted(pause_s) else min(2 * pause_s, _LAST_LOOK_S)
         traits = engine.traits
         log.info("%s is %s; its cache holds %s tokens", self.name, traits.kind, traits.capacity_tokens or "some")
         self.desk.replica.set_capacity(traits.capacity_tokens)
         self.engine = self.warmer.engine = engine
-        self.takes_salt = traits.takes_salt
+        self.takes_salt, self.models = traits.takes_salt, traits.models
         self.is_up = True
         self.known.set()
         self.warmer.wake()
+
+    async def _is_wanted(self, limit_s: float) -> bool:
+        """Wait; no longer than until a request needs to know it."""
+        try:
+            await asyncio.wait_for(self._wanted.wait(), limit_s)
+        except TimeoutError:
+            return False
+        self._wanted.clear()
+        return True
 
     async def _forget(self) -> None:
         engine, self.engine = self.engine, None

@@ -15,6 +15,7 @@ class Engine:
     name: str
     is_up: bool = True
     live: int = 0
+    models: frozenset[str] = frozenset()
 
 
 def test_a_session_stays_with_the_engine_that_has_its_context() -> None:

@@ -1,6 +1,7 @@
 """What engines say: JSON objects, and figures in Prometheus's text format. Pure; garbage says nothing."""
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -25,18 +26,18 @@ def decoded_list(raw: bytes) -> list[Any]:
 
 
 def samples(text: bytes, *names: str) -> list[Sample]:
-    """The figures of these names. Other lines are not parsed: an engine has hundreds."""
+    """The finite figures of these names. Other lines are not parsed: an engine has hundreds."""
     lines = [line for line in text.decode(errors="replace").splitlines() if line.startswith(names)]
     try:
-        return [sample for sample in _parsed(lines) if sample.name in names]
-    except ValueError:
+        return [sample for sample in _parsed(lines) if sample.name in names and isfinite(sample.value)]
+    except (ValueError, LookupError, TypeError, AttributeError):  # what its parser says of odd lines
         return []
 
 
 def _value(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

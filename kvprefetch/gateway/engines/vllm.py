@@ -43,6 +43,7 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 _NO_MODEL = "NotFoundError"
 _REFUSED = (400, 401, 403, 413, 422)
 _DENIALS = 40  # looks
+_MOST_DIGITS = 15  # of a size
 
 
 class Residency(Protocol):
@@ -198,4 +199,5 @@ def _chosen(body: Json, names: tuple[str, ...]) -> Json:
 
 
 def _number(labels: dict[str, str], name: str) -> int:
-    return int(labels[name]) if labels.get(name, "").isdigit() else 0
+    said = labels.get(name, "")
+    return int(said) if said.isdecimal() and len(said) <= _MOST_DIGITS else 0

@@ -4,6 +4,7 @@ What is odd is passed over: the engine is the one to complain. A request without
 batch, or messages that are no list) has an empty opening and no turns.
 """
 
+import json
 from typing import Any
 
 import msgspec
@@ -13,9 +14,18 @@ from kvprefetch.gateway.contract import Answered, Asked, Dialect, Json
 from kvprefetch.gateway.wire import chat, completions, messages, responses
 from kvprefetch.gateway.wire.conversation import CONVERSATIONS, parted
 from kvprefetch.gateway.wire.events import events
-from kvprefetch.gateway.wire.fields import an_object, text
+from kvprefetch.gateway.wire.fields import an_object, is_said, text
 
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_LIMITS = {  # the first that is said counts
+    Dialect.CHAT: ("max_completion_tokens", "max_tokens"),
+    Dialect.COMPLETIONS: ("max_tokens",),
+    Dialect.RESPONSES: ("max_output_tokens",),
+    Dialect.MESSAGES: ("max_tokens",),
+}
+_SCORING = {  # fields that ask for an answer about the prompt itself
+    Dialect.CHAT: ("echo", "prompt_logprobs"),
+    Dialect.COMPLETIONS: ("echo", "logprobs", "prompt_logprobs"),
+}
 _READERS = {
     Dialect.CHAT: (chat.whole, chat.assembled),
     Dialect.COMPLETIONS: (completions.whole, completions.assembled),
@@ -47,11 +57,26 @@ def read_request(dialect: Dialect, body: bytes) -> Asked:
         opening,
         turns,
         stream=said.get("stream") is True,
-        prewarm=_is_prewarm(said),
+        prewarm=_is_prewarm(dialect, said),
         salt=text(said.get("cache_salt")),
-        previous=text(said.get("previous_response_id")) or _conversation(said.get("conversation")),
+        previous=_previous(said),
         is_text=is_text,
     )
+
+
+def read_loosely(dialect: Dialect, body: bytes) -> Asked:
+    """Read, of what strict JSON is not, as much as its way needs; engines are as loose (NaN, lone surrogates).
+
+    It counts as a request without a prompt. Raises InvalidRequest where Python's own parser refuses it too.
+    """
+    try:
+        said = json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise InvalidRequest("the body is no JSON that can be read") from None
+    if not isinstance(said, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    stream, salt = said.get("stream") is True, text(said.get("cache_salt")).encode(errors="backslashreplace").decode()
+    return Asked(dialect, {}, text(said.get("model")), b"", (), stream, salt=salt, previous=_previous(said))
 
 
 def read_answer(asked: Asked, status: int, content_type: str, raw: bytes) -> Answered:
@@ -80,12 +105,15 @@ def _prompt(dialect: Dialect, body: Json) -> tuple[bytes, tuple[bytes, ...], boo
     return opening, form.turns(rest), all(map(form.is_text, said))
 
 
-def _is_prewarm(body: Json) -> bool:
-    asked_for = [body.get(name) for name in _LIMITS]
-    if any(type(limit) is int and limit == 0 for limit in asked_for):  # False is not 0 here
+def _is_prewarm(dialect: Dialect, body: Json) -> bool:
+    if any(is_said(body.get(name)) and body[name] is not False for name in _SCORING.get(dialect, ())):
+        return False
+    limit = next((body[name] for name in _LIMITS[dialect] if body.get(name) is not None), None)
+    if type(limit) is int and limit == 0:  # False is not 0 here
         return True
     return an_object(body.get("prompt_cache_options")).get("prewarm") is True
 
 
-def _conversation(value: Any) -> str:
-    return text(value) or text(an_object(value).get("id"))
+def _previous(body: Json) -> str:
+    conversation: Any = body.get("conversation")
+    return text(body.get("previous_response_id")) or text(conversation) or text(an_object(conversation).get("id"))
