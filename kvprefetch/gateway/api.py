@@ -5,15 +5,16 @@ A context is the beginning of a request: the fields of a chat request, or of ano
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kvprefetch.errors import InvalidRequest
-from kvprefetch.gateway.contract import Answered, Draft, Json
+from kvprefetch.gateway.contract import Answered, Dialect, Draft, Json
 from kvprefetch.gateway.hints import Hint, Hints
 from kvprefetch.gateway.site import Site, kept_headers, prepared, token_of
 from kvprefetch.gateway.stats import stats_of
@@ -22,8 +23,10 @@ from kvprefetch.http.body import parse_object, read_body
 from kvprefetch.http.fields import Fields
 
 _LONGEST_WAIT_S = 600.0
-_FAR = 1e9  # seconds
+_FAR, _LONGEST_HOLD = 1e9, 86_400.0  # seconds
 _CONTEXTS = 64  # that one signal names
+_LONG = 64 * 2**10  # bytes whose reading is left to a thread
+T = TypeVar("T")
 
 
 class Api:
@@ -34,10 +37,11 @@ class Api:
 
     async def prefetch(self, request: Request) -> Response:
         """POST: a hint. 202 with its id, or 200 once it has an outcome, for which `wait_s` are waited."""
-        tenant, fields = await self._ask(request)
-        named, draft = self._draft(tenant, fields.object("context"), request)
-        expected_in_s, hold_s = fields.number("expected_in_s", 0, _FAR), fields.number("hold_s", 0, _FAR)
+        tenant, fields, size = await self._ask(request)
+        named, draft = await self._draft(tenant, fields.object("context"), request, size)
+        expected_in_s, hold_s = fields.number("expected_in_s", 0, _FAR), fields.number("hold_s", 0, _LONGEST_HOLD)
         probability = fields.number("probability", 0, 1)
+        wait_s = fields.number("wait_s", 0, _LONGEST_WAIT_S) or 0.0
         hint = await self.hints.prefetch(
             tenant,
             draft,
@@ -47,7 +51,6 @@ class Api:
             hold_s=hold_s,
             named=named,
         )
-        wait_s = fields.number("wait_s", 0, _LONGEST_WAIT_S) or 0.0
         if wait_s:
             with suppress(TimeoutError):  # it lives on
                 await asyncio.wait_for(hint.done.wait(), wait_s)
@@ -65,14 +68,14 @@ class Api:
 
     async def signal(self, request: Request) -> Response:
         """POST: something was observed in a session. 202."""
-        tenant, fields = await self._ask(request)
+        tenant, fields, size = await self._ask(request)
         contexts = fields.objects("contexts")
         if len(contexts) > _CONTEXTS:
             raise InvalidRequest(f"a signal names at most {_CONTEXTS} contexts")
         kind = fields.text("kind")
         if not kind:
             raise InvalidRequest("a signal has a kind, a word of your own such as 'document_opened'")
-        drafts = [self._draft(tenant, context, request) for context in contexts]
+        drafts = [await self._draft(tenant, context, request, size) for context in contexts]
         given = await self.hints.signal(
             tenant, kind, fields.text("session"), drafts, token_of(kept_headers(request.headers.raw))
         )
@@ -84,40 +87,50 @@ class Api:
         return JSONResponse(stats_of(self.site, self.hints, tenant))
 
     # -- within ----------------------------------------------------------------------------------------
-    async def _ask(self, request: Request) -> tuple[str, Fields]:
+    async def _ask(self, request: Request) -> tuple[str, Fields, int]:
+        """Who asks, and what, in how many bytes."""
         tenant = self.site.gate.tenant_of(request.headers)
         body = await read_body(request, self.site.settings.gateway.max_body_bytes)
-        return tenant, Fields(parse_object(body))
+        return tenant, Fields(await _aside(len(body), parse_object, body)), len(body)
 
     def _hint(self, request: Request) -> Hint:
         return self.hints.find(self.site.gate.tenant_of(request.headers), request.path_params["id"])
 
-    def _draft(self, tenant: str, context: Json, request: Request) -> tuple[str, Draft]:
+    async def _draft(self, tenant: str, context: Json, request: Request, size: int) -> tuple[str, Draft]:
         """With its name, if it has one. Raises InvalidRequest, UnknownContext."""
         name, rest = str(context.get("name", "")), {k: v for k, v in context.items() if k not in ("name", "endpoint")}
         if name and not rest:
-            return name, self.hints.recall(tenant, name)
+            known = self.hints.recall(tenant, name)  # sent as its present caller may, not as whoever named it
+            return name, prepared(known, kept_headers(request.headers.raw), known.salt)
         dialect = dialect_of(str(context.get("endpoint", "/v1/chat/completions")))
         if dialect is None:
             raise InvalidRequest("endpoint: none that prompts are sent to, such as /v1/chat/completions")
-        asked = read_request(dialect, msgspec.json.encode(rest))
-        draft = next_draft(asked, Answered())
+        draft = await _aside(size, _read, dialect, rest)
         if draft is None:
             raise InvalidRequest("context: it needs messages, a prompt or an input, as the request will have them")
-        draft = prepared(draft, kept_headers(request.headers.raw), asked.salt)
+        draft = prepared(draft, kept_headers(request.headers.raw), draft.salt)
         if name:
             self.hints.remember(tenant, name, draft)
         return name, draft
 
 
+async def _aside(size: int, work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` returns; on a thread, where so many bytes would keep others waiting."""
+    return await asyncio.to_thread(work, *arguments) if size > _LONG else work(*arguments)
+
+
+def _read(dialect: Dialect, context: Json) -> Draft | None:
+    return next_draft(read_request(dialect, msgspec.json.encode(context)), Answered())
+
+
 def said_of(hint: Hint) -> dict[str, Any]:
     """A hint in JSON: outcome and use are null while open, `because` says why it was worked on."""
-    job, result = hint.job, hint.result
+    result = hint.result
     return {
         "id": hint.id,
         "outcome": result.outcome.value if result else None,
         "tokens": hint.tokens,
-        "computed_tokens": job.computed if job else 0,
+        "computed_tokens": hint.computed,
         "reason": result.reason if result else "",
         "use": hint.use.value if hint.use else None,
         "used_tokens": hint.used_tokens,

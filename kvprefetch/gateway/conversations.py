@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import count
 
+import msgspec
+
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.contexts import qualified
 from kvprefetch.gateway.contract import Asked, Dialect, Draft
 
+_ID_WEIGHT = 10  # bytes in memory for each canonical one of a token id
 _RUN = 512  # bytes of a text that are looked up together
 _INFERRED = "~"  # begins the names of sessions that nobody has named
 
@@ -86,7 +89,7 @@ class Conversations:
             talk._tails = [alone, _next(alone, answer)] if answer else [alone]
             for tail in talk._tails:
                 self._by_tail[tail] = talk
-        size = sum(map(len, draft.canonical)) if draft else 0
+        size = _weight(draft) if draft else 0
         if size > self.max_bytes:
             draft, keys, size = None, (), 0
         talk.draft, talk.keys = draft, keys
@@ -126,6 +129,14 @@ class Conversations:
             if self._by_tail.get(tail) is talk:
                 del self._by_tail[tail]
         talk._tails = []
+
+
+def _weight(draft: Draft) -> int:
+    """Bytes that it holds, nearly: its canonical ones twice, token ids as Python keeps them, images in full."""
+    canonical = sum(map(len, draft.canonical))
+    if not draft.is_text:
+        return canonical + len(msgspec.json.encode(draft.body))
+    return canonical * (_ID_WEIGHT if isinstance(draft.body.get("prompt"), list) else 2)
 
 
 def tails(tenant: str, asked: Asked) -> Iterable[bytes]:

@@ -35,7 +35,7 @@ class Metrics:
         )
         self.ttft = Histogram(
             "kvprefetch_gateway_ttft_seconds",
-            "From a request's arrival to the first byte of its answer, by how the beginning of its prompt was found.",
+            "From a request's arrival to the first byte of its stream, by how the beginning of its prompt was found.",
             ["tenant", "found"],
             buckets=_TTFT_S,
             registry=self.registry,
@@ -59,7 +59,7 @@ class Metrics:
         ended = "complete" if turn.error is None else turn.error.partition(" ")[0].rstrip(":")
         tenant = self.label(turn.tenant)
         self.requests.labels(tenant, turn.asked.dialect.name.lower(), str(turn.status or 502), ended).inc()
-        if turn.first_byte is not None and turn.status == 200:
+        if turn.is_stream and turn.first_byte is not None:
             seconds = turn.first_byte - turn.arrived
             self.ttft.labels(tenant, turn.found.how).observe(seconds)
             if turn.behind_piece:

@@ -41,6 +41,11 @@ class Turn:
     raw: bytearray = field(default_factory=bytearray, repr=False)
     is_whole: bool = True  # all of the answer is in `raw`
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether its first byte is that of its first token."""
+        return self.status == 200 and "event-stream" in self.content_type
+
     def began(self, status: int, headers: RawHeaders) -> None:
         """The engine's head has come."""
         self.status = status

@@ -58,6 +58,7 @@ class Ledger:
     lookups: int = 0
     looked_up: Counter[str] = field(default_factory=Counter)  # blocks: "total", "hits", "loaded", by miss reason
     evicted_by: Counter[str] = field(default_factory=Counter)  # missed blocks, by the rule that evicted them
+    open_by: Counter[str] = field(default_factory=Counter)  # open prefetches by tenant
     _closed: int = 0  # of the issued: those with nothing to come
     _numbers: Any = field(default_factory=count)
     _waiting: dict[BlockKey, list[Ticket]] = field(default_factory=dict)  # by the context's last key
@@ -77,6 +78,7 @@ class Ledger:
     ) -> Ticket:
         """Open a ticket for a new prefetch."""
         self.issued += 1
+        self.open_by[tenant] += 1
         return Ticket(next(self._numbers), tenant, session, probability, now, now + expected_in_s, hold_s, because)
 
     def start(self, ticket: Ticket, keys: Sequence[BlockKey], found: int) -> None:
@@ -94,7 +96,7 @@ class Ledger:
         if ticket.keys:
             _drop(self._waiting, ticket.keys[-1], ticket)
         if not result.outcome.is_resident:
-            self._closed += 1
+            self._close(ticket)
             return
         if ticket.overtaken:
             self._use(ticket, Use.LATE)
@@ -191,12 +193,19 @@ class Ledger:
             return
         ticket.use = use
         self.uses[use] += 1
-        self._closed += 1
+        self._close(ticket)
         for key in ticket.unspent:
             _drop(self._resident, key, ticket)
         ticket.unspent = set()
         if ticket.settled is not None:
             ticket.settled(ticket)
+
+    def _close(self, ticket: Ticket) -> None:
+        """Nothing is to come of it any more."""
+        self._closed += 1
+        self.open_by[ticket.tenant] -= 1
+        if not self.open_by[ticket.tenant]:
+            del self.open_by[ticket.tenant]
 
     def _forget_the_used(self) -> None:
         """Long holds of tickets that were used meanwhile must not pile up."""

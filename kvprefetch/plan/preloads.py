@@ -1,9 +1,11 @@
 """The preloads that wait or are in work: each of them ends once, with an outcome (law 6).
 
-Pure, and used by one thread alone. Bounded: `max_pending` of them wait, and `max_open` wait or are on hold; where too
-many wait, one that is worth nothing makes room. Raises nothing.
+Pure, and used by one thread alone. Bounded: `max_pending` of them wait, and `max_open` wait or are on hold, of which
+each tenant may have its part whatever others have; where too many wait, one that is worth nothing makes room, or one of
+the tenant with the most. Raises nothing.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from math import inf
 from typing import Generic
@@ -35,13 +37,12 @@ class Preloads(Generic[P]):
         self.jobs.append(job)
         self.changed()
         self.next_expiry = min(self.next_expiry, job.ticket.expires_at)
-        if len(self.jobs) > self.settings.max_pending:
-            self._reject_a_sleeper(now)
-        if len(self.jobs) > self.settings.max_pending:
-            self.end(job, Result(Outcome.REJECTED, 0, f"{self.settings.max_pending} preloads wait already"), now)
-        elif self.ledger.open > self.settings.max_open:
-            self.end(job, Result(Outcome.REJECTED, 0, f"{self.settings.max_open} preloads are open already"), now)
-        elif not self.settings.enabled:
+        spec, ledger, tenant = self.settings, self.ledger, job.ticket.tenant
+        if len(self.jobs) > spec.max_pending:
+            self._make_room(job, now)
+        if ledger.open > spec.max_open and ledger.open_by[tenant] * len(ledger.open_by) > spec.max_open:
+            self.end(job, Result(Outcome.REJECTED, 0, f"{spec.max_open} preloads are open already"), now)
+        elif not spec.enabled:
             self.end(job, Result(Outcome.REJECTED, 0, "speculation is switched off"), now)
 
     def end(self, job: P, result: Result, now: float) -> None:
@@ -83,13 +84,20 @@ class Preloads(Generic[P]):
         """So many of its tokens are there."""
         return len(self.foresight.pool.match(job.keys)) * self.block_tokens
 
-    def _reject_a_sleeper(self, now: float) -> None:
-        """Where too many wait, what is worth nothing makes room for what is new."""
+    def _make_room(self, newest: P, now: float) -> None:
+        """Where too many wait, what is worth nothing goes, else the oldest of the tenant who has the most."""
         name = self.foresight.planner.sleeper()
+        waits = Counter(job.ticket.tenant for job in self.jobs)
+        most = max(waits, key=waits.__getitem__)
+        reason = f"{self.settings.max_pending} preloads wait already"
         if name is not None:
-            job = self.foresight.jobs[name]
-            reason = f"too many preloads wait; this was valued at {self.foresight.because(job)}"
-            self.end(job, Result(Outcome.REJECTED, self.resident_tokens(job), reason), now)
+            gone = self.foresight.jobs[name]
+            reason = f"too many preloads wait; this was valued at {self.foresight.because(gone)}"
+        elif waits[newest.ticket.tenant] == waits[most]:
+            gone = newest
+        else:
+            gone = next(job for job in self.jobs if job.ticket.tenant == most)
+        self.end(gone, Result(Outcome.REJECTED, self.resident_tokens(gone), reason), now)
 
     def _why_expired(self, job: P) -> str:
         because = self.foresight.because(job)

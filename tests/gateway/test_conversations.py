@@ -209,7 +209,7 @@ class Interleaved(RuleBasedStateMachine):
     def bounds_hold(self) -> None:
         assert len(self.talks.known) <= 4
         drafts = [talk.draft for talk in self.talks.known.values() if talk.draft is not None]
-        assert self.talks.bytes == sum(len(part) for draft in drafts for part in draft.canonical) <= 60
+        assert self.talks.bytes == 2 * sum(len(part) for draft in drafts for part in draft.canonical) <= 60
 
     @invariant()
     def what_is_forgotten_leaves_nothing(self) -> None:
