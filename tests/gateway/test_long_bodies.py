@@ -2,7 +2,10 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
+from threading import current_thread, main_thread
 
+import httpx
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -10,13 +13,16 @@ from hypothesis import strategies as st
 
 from kvprefetch.client.handle import Prefetch
 from kvprefetch.errors import UnknownContext
-from kvprefetch.gateway import residency, service
+from kvprefetch.gateway import api, residency, service
+from kvprefetch.gateway.app import make_gateway
 from kvprefetch.gateway.contract import Answered, Dialect, Draft
 from kvprefetch.gateway.engines.text import TextRenderer
+from kvprefetch.gateway.link import open_links
 from kvprefetch.gateway.service import followed
 from kvprefetch.gateway.wire import Cuts, canonical, next_draft, pieces, read_request, text_length
 from kvprefetch.gateway.wire.conversation import CONVERSATIONS
 from kvprefetch.outcomes import Outcome, Result
+from kvprefetch.settings import GatewaySettings, Settings, UpstreamSettings
 
 unhurried = settings(deadline=None, max_examples=60)  # busy machines are slow
 
@@ -75,6 +81,33 @@ def test_a_prompt_that_is_looked_up_again_is_not_hashed_again(monkeypatch: pytes
     assert len(hashed) == 2 * 500  # each once as it was stored, and once as it was looked up
     blocks.removed([250])
     assert (blocks.cached(ids), blocks.cached(ids, "a salt"), blocks.cached(ids)) == (16 * 250, 0, 16 * 250)
+
+
+def test_long_contexts_are_read_away_from_the_loop_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_here: list[bool] = []
+    for name in ("parse_object", "_read"):
+        work = getattr(api, name)
+        watched = partial(lambda work, *said: is_here.append(current_thread() is main_thread()) or work(*said), work)
+        monkeypatch.setattr(api, name, watched)
+
+    async def story() -> None:
+        own = GatewaySettings(upstreams=(UpstreamSettings("http://127.0.0.1:1"),))
+        async with open_links(own) as links:
+            gateway = make_gateway(Settings(gateway=own), links)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://here") as client:
+                for turns in (21, 20_001):
+                    body = conversation(turns).body
+                    signal = {"kind": "opened", "contexts": [{**body, "name": "whole"}, {"name": "whole"}]}
+                    answer = await client.post("/kvprefetch/v1/signal", json=signal)
+                    assert (answer.status_code, len(answer.json()["hints"])) == (202, 2)
+                    assert gateway.hints.recall(gateway.site.gate.tenant_of({}), "whole").body == body
+                    malformed = b'{"kind": "opened", "contexts": [{}]' + b" " * 100 * turns
+                    headers = {"content-type": "application/json"}
+                    answer = await client.post("/kvprefetch/v1/signal", content=malformed, headers=headers)
+                    assert answer.status_code == 400
+
+    asyncio.run(story())
+    assert is_here == [True] * 3 + [False] * 3
 
 
 def test_a_hint_that_the_service_does_not_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
