@@ -35,6 +35,8 @@ def opening(dialect: Dialect, body: Json, names: Iterable[str], **instead: Any) 
 
 def content(value: Any) -> Any:
     """A message's content: None for an empty one, a string, or a list of parts."""
+    if isinstance(value, str):
+        return value or None
     if isinstance(value, list):
         parts = [_part(part) for part in value if not _is_reasoning(part)]
         value = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
@@ -69,9 +71,13 @@ def tool_choice(value: Any) -> Any:
 
 def is_text(value: Any) -> bool:
     """Whether a message's content has no images, audio or files."""
-    return not isinstance(value, list | dict) or all(
-        isinstance(part, str) or _is_text_part(an_object(part))
-        for part in (value if isinstance(value, list) else [value])
+    return (
+        isinstance(value, str)
+        or not isinstance(value, list | dict)
+        or all(
+            isinstance(part, str) or _is_text_part(an_object(part))
+            for part in (value if isinstance(value, list) else [value])
+        )
     )
 
 

@@ -94,11 +94,14 @@ def _add(calls: dict[int, Json], delta: Json) -> None:
 
 
 def _turn(message: Json) -> bytes:
-    rest = [message.get(name) or None for name in ("name", "refusal", "tools", "documents")]
-    return canonical.frame(message.get("role"), canonical.content(message.get("content")), _calls(message), *rest)
+    said = message.get
+    rest = said("name") or None, said("refusal") or None, said("tools") or None, said("documents") or None
+    return canonical.frame(said("role"), canonical.content(said("content")), _calls(message), *rest)
 
 
 def _calls(message: Json) -> list[list[Any]]:
+    if not message.get("tool_calls") and not message.get("function_call"):
+        return []
     calls = [
         an_object(call.get("function")) or an_object(call.get("custom")) for call in objects(message.get("tool_calls"))
     ]
