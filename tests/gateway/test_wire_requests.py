@@ -243,9 +243,6 @@ def test_pictures_are_no_text_and_short_in_canonical_bytes() -> None:
 @pytest.mark.parametrize(
     ("change", "is_prewarm"),
     [
-        ({"max_tokens": 0}, True),
-        ({"max_completion_tokens": 0}, True),
-        ({"max_output_tokens": 0}, True),
         ({"prompt_cache_options": {"prewarm": True}, "max_tokens": 9}, True),
         ({"max_tokens": False}, False),
         ({"max_tokens": 0.0}, False),
@@ -258,6 +255,30 @@ def test_pictures_are_no_text_and_short_in_canonical_bytes() -> None:
 )
 def test_a_prewarm_request_is_known(change: Json, is_prewarm: bool) -> None:
     assert all(read(dialect, **change).prewarm is is_prewarm for dialect in Dialect)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "change", "is_prewarm"),
+    [
+        (Dialect.CHAT, {"max_tokens": 0}, True),
+        (Dialect.CHAT, {"max_completion_tokens": 0, "max_tokens": 5}, True),
+        (Dialect.CHAT, {"max_completion_tokens": 5, "max_tokens": 0}, False),
+        (Dialect.CHAT, {"max_completion_tokens": None, "max_tokens": 0}, True),
+        (Dialect.CHAT, {"max_tokens": 0, "prompt_logprobs": 1}, False),
+        (Dialect.MESSAGES, {"max_tokens": 0}, True),
+        (Dialect.RESPONSES, {"max_output_tokens": 0}, True),
+        (Dialect.RESPONSES, {"max_tokens": 0}, False),
+        (Dialect.COMPLETIONS, {"max_tokens": 0, "echo": False, "logprobs": None}, True),
+        (Dialect.COMPLETIONS, {"max_tokens": 0, "echo": True}, False),
+        (Dialect.COMPLETIONS, {"max_tokens": 0, "logprobs": 0}, False),
+        (Dialect.COMPLETIONS, {"max_tokens": 0, "prompt_logprobs": 0}, False),
+    ],
+    ids=str,
+)
+def test_the_limit_that_counts_is_0_and_the_prompt_is_not_to_be_scored(
+    dialect: Dialect, change: Json, is_prewarm: bool
+) -> None:
+    assert read(dialect, **change).prewarm is is_prewarm
 
 
 def test_what_else_the_gateway_asks_of_a_request() -> None:
