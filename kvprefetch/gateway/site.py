@@ -208,9 +208,9 @@ class Site:
         if turn.status != 200:
             return
         self.talks.remember(turn.talk, turn.asked, said.turn, draft, keys)
-        self._foresee(turn, said, now)
+        await self._foresee(turn, said, now)
 
-    def _foresee(self, turn: Turn, said: Answered, now: float) -> None:
+    async def _foresee(self, turn: Turn, said: Answered, now: float) -> None:
         """A turn has ended: candidates for what comes next, which the planner weighs."""
         talk, desk = turn.talk, turn.upstream.desk
         if said.kind.startswith("tool "):
@@ -218,7 +218,7 @@ class Site:
         if said.kind and talk.draft is not None and not talk.running:
             desk.propose(talk.draft, talk.keys, talk.session, turn.tenant, NEXT_TURN, now)
         for draft, probability in desk.predicted(talk.session, turn.tenant, now):
-            keys = prompt_keys(turn.root, draft.canonical)
+            keys = await self.keys(turn.root, draft.canonical)
             desk.propose(draft, keys, talk.session, turn.tenant, PREDICTED, now, probability=probability)
         turn.upstream.warmer.wake()
 

@@ -29,6 +29,7 @@ from kvprefetch.http.ask import SESSION_HEADER
 from kvprefetch.http.problems import status_of
 
 _LONG = 64 * 2**10  # bytes whose reading is left to a thread
+_SPACE = 256  # bytes; white space before a body's end is hardly longer
 _LONGEST_NAME = 256
 REASON = b"x-kvprefetch-reason"
 
@@ -193,8 +194,9 @@ class Passing:
 def salted(body: bytes, salt: str) -> bytes:
     """The JSON object with its `cache_salt` said last, so that it counts; every other byte as it was."""
     end = body.rindex(b"}")
-    comma = b"" if body[:end].rstrip().endswith(b"{") else b","
-    return b'%b%b"cache_salt":"%b"%b' % (body[:end], comma, salt.encode(), body[end:])
+    before = body[max(end - _SPACE, 0) : end].rstrip() or body[:end].rstrip()
+    comma = b"" if before.endswith(b"{") else b","
+    return b"".join((memoryview(body)[:end], comma, b'"cache_salt":"%b"' % salt.encode(), body[end:]))
 
 
 async def _done_before_the_client_leaves(hint: Hint, receive: Receive) -> bool:

@@ -19,6 +19,7 @@ from kvprefetch.gateway.contract import Answered, Dialect, Draft
 from kvprefetch.gateway.engines.text import TextRenderer
 from kvprefetch.gateway.link import open_links
 from kvprefetch.gateway.service import followed
+from kvprefetch.gateway.traffic import salted
 from kvprefetch.gateway.wire import Cuts, canonical, next_draft, pieces, read_request, text_length
 from kvprefetch.gateway.wire.conversation import CONVERSATIONS
 from kvprefetch.outcomes import Outcome, Result
@@ -108,6 +109,14 @@ def test_long_contexts_are_read_away_from_the_loop_and_the_same(monkeypatch: pyt
 
     asyncio.run(story())
     assert is_here == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("space", [0, 1, 255, 256, 257, 100_000])
+@pytest.mark.parametrize("fields", ['"prompt": "{"', ""])
+def test_a_salt_is_put_behind_the_last_field_wherever_the_body_ends(fields: str, space: int) -> None:
+    body = f"{{{fields}{' ' * space}}}\n".encode()
+    assert msgspec.json.decode(salted(body, "s")) == {**msgspec.json.decode(body), "cache_salt": "s"}
+    assert len(salted(body, "s")) == len(body) + len('"cache_salt":"s"') + bool(fields)
 
 
 def test_a_hint_that_the_service_does_not_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
