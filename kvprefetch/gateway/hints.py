@@ -146,7 +146,8 @@ class Hints:
             handle = self.service.prefetch(token_of(draft.headers), draft, session, probability, expected_in_s, hold_s)
             hint = self._new(tenant)
             hint.handle = handle
-            self.site.start(followed(handle, hint.resolve))
+            lasts_s = expected_in_s + (self.site.settings.speculation.hold_s if hold_s is None else hold_s)
+            self.site.start(followed(handle, hint.resolve, lasts_s, lambda: hint.id in self.known))
             return hint
         salt = self.site.salt(tenant, draft.salt, upstream)
         draft = prepared(draft, draft.headers, salt)

@@ -7,7 +7,6 @@ here blocks the event loop.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from math import inf
 
 from kvprefetch.client.connect import Connection, connect
 from kvprefetch.client.handle import Prefetch
@@ -80,10 +79,7 @@ def context_of(draft: Draft, connection: Connection) -> Context:
 
 
 async def followed(
-    handle: Prefetch,
-    resolved: Callable[[Result], None],
-    lasts_s: float = inf,
-    is_kept: Callable[[], bool] = lambda: True,
+    handle: Prefetch, resolved: Callable[[Result], None], lasts_s: float, is_kept: Callable[[], bool]
 ) -> None:
     """Call `resolved` once the service's hint has an outcome: FAILED if it has none some time after `lasts_s`.
 

@@ -17,6 +17,7 @@ from kvprefetch.gateway import api, residency, service
 from kvprefetch.gateway.app import make_gateway
 from kvprefetch.gateway.contract import Answered, Dialect, Draft
 from kvprefetch.gateway.engines.text import TextRenderer
+from kvprefetch.gateway.engines.tokens import shared_prefix
 from kvprefetch.gateway.link import open_links
 from kvprefetch.gateway.service import followed
 from kvprefetch.gateway.traffic import salted
@@ -71,6 +72,15 @@ def test_an_answer_that_goes_on_from_a_begun_one_reads_no_turn_again(
     assert (draft.body[form.KEY], draft.canonical) == (said, (asked.opening, *form.turns(said)))
 
 
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_the_shared_prefix_is_the_longest(shared: list[int], one: list[int], other: list[int]) -> None:
+    found = shared_prefix([*shared, *one], (*shared, *other))
+    assert found == tuple([*shared, *one][: len(found)]) == (*shared, *other)[: len(found)]
+    ends = [*one, -1][len(found) - len(shared) :], [*other, -2][len(found) - len(shared) :]
+    assert len(found) >= len(shared)
+    assert ends[0][0] != ends[1][0]
+
+
 def test_a_prompt_that_is_looked_up_again_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed, key_of = [], residency._key
     monkeypatch.setattr(residency, "_key", lambda *block: hashed.append(1) or key_of(*block))
@@ -122,7 +132,7 @@ def test_a_salt_is_put_behind_the_last_field_wherever_the_body_ends(fields: str,
 def test_a_hint_that_the_service_does_not_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_LATE_S", 0.02)
     said: list[Result] = []
-    asyncio.run(followed(Prefetch(lambda handle: None), said.append, 0.01))
+    asyncio.run(followed(Prefetch(lambda handle: None), said.append, 0.01, lambda: True))
     assert said == [Result(Outcome.FAILED, 0, "the service does not answer")]
 
 
@@ -140,8 +150,8 @@ def test_the_services_refusal_and_a_hint_that_is_about_to_have_an_outcome() -> N
         warm._result = Result(Outcome.WARM, 64)  # another thread is between two lines of `resolve`
         asyncio.get_running_loop().call_later(0.02, warm._done.set)
         said: list[Result] = []
-        await followed(refused, said.append)
-        await followed(warm, said.append)
+        await followed(refused, said.append, 60.0, lambda: True)
+        await followed(warm, said.append, 60.0, lambda: True)
         assert [(each.outcome, each.tokens) for each in said] == [(Outcome.REJECTED, 0), (Outcome.WARM, 64)]
 
     asyncio.run(story())
