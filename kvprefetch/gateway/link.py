@@ -57,7 +57,7 @@ class UpstreamLink:
         self._base = settings.url.rstrip("/").removesuffix("/v1")
         self.url = _without_password(self._base)  # it is shown to many
         self._sessions, self._limits = sessions, limits
-        self._patience_s, self.silence_s = limits.connect_s + limits.silence_s, limits.silence_s
+        self.patience_s = limits.connect_s + limits.silence_s  # an exchange may stand still so long, at either end
         self._authorization = f"Bearer {settings.api_key}" if settings.api_key else ""
 
     def beside(self, url: str) -> "UpstreamLink":
@@ -121,7 +121,7 @@ class UpstreamLink:
             raise UpstreamError("the gateway is closing")
         data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > _PIECEWISE_FROM else body
         # aiohttp's own time runs from when the body is sent, which an engine that reads nothing would keep it from
-        async with asyncio.timeout(self._patience_s if isinstance(body, bytes) else None):
+        async with asyncio.timeout(self.patience_s if isinstance(body, bytes) else None):
             return await session.request(
                 method, url, headers=headers, data=data or None, allow_redirects=False, trace_request_ctx=attempt
             )

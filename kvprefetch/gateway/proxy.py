@@ -2,9 +2,9 @@
 
 Promises: status, headers (duplicates too) and body are the engine's own, but for the headers that belong to one
 connection (RFC 9110, 7.6.1). What has come is passed on at once, never unpacked; a slow client slows the engine, and
-little is held in between, and one that reads nothing for `gateway.silence_s` counts as gone. A client that leaves
-closes the engine's connection, whatever it is doing. An answer that breaks off breaks the client's connection too: it
-never looks complete. The reason phrase alone is the server's, as ASGI has no word for it.
+little is held in between; one that reads nothing for longer than an engine may be silent is given up. A client that
+leaves closes the engine's connection, whatever it is doing. An answer that breaks off breaks the client's connection
+too: it never looks complete. The reason phrase alone is the server's, as ASGI has no word for it.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ async def forward(
     ended: str | None = "gateway stopped"
     try:
         with _Client(receive) as client:
-            exchange = _Exchange(client, scope, _within(send, link.silence_s), watch, extra_headers)
+            exchange = _Exchange(client, scope, _within(send, link.patience_s), watch, extra_headers)
             try:
                 await exchange.run(link, passed_on(headers), body)
                 ended = None

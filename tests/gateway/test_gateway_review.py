@@ -444,7 +444,7 @@ def test_a_client_that_reads_nothing_is_left_in_the_end() -> None:
 
     with (
         upstream(flood) as listening,
-        proxied(listening.url, silence_s=0.5) as proxy,
+        proxied(listening.url, connect_s=0.3, silence_s=0.3) as proxy,
         proxy.connect(receive_buffer=4096) as caller,
     ):
         caller.ask("GET", "/")
