@@ -21,7 +21,8 @@ from kvprefetch.gateway.hints import Hints
 from kvprefetch.gateway.link import UpstreamLink
 from kvprefetch.gateway.proxy import Receive, Scope, Send, forward
 from kvprefetch.gateway.site import Site
-from kvprefetch.gateway.traffic import Passing, Traffic
+from kvprefetch.gateway.traffic import Making, Passing, Traffic
+from kvprefetch.gateway.upstream import Upstream
 from kvprefetch.gateway.wire import error_answer
 from kvprefetch.http.problems import response_to
 from kvprefetch.settings import Settings
@@ -108,7 +109,7 @@ class _PassedOn:
             await response_to(error)(scope, receive, send)
             return
         upstream = self._site.place(tenant, "", _kept_id(scope["path"]))
-        watch = Passing(upstream, is_live=False)
+        watch = self._watch(scope, upstream, tenant)
         await forward(
             scope,
             watch.heard(receive) if scope["method"] == "POST" else receive,  # what bears prompts is posted
@@ -119,6 +120,11 @@ class _PassedOn:
             watch=watch,
             error_answer=lambda status, message: error_answer(None, status, message),
         )
+
+    def _watch(self, scope: Scope, upstream: Upstream, tenant: str) -> Passing:
+        if scope["method"] == "POST" and scope["path"] == "/v1/conversations":
+            return Making(upstream, lambda number: self._site.kept.put(tenant, number, upstream.name))
+        return Passing(upstream, is_live=False)
 
     def _tenant(self, scope: Scope) -> str:
         """A browser asks first, without a token, whether it may ask with one; the engine says so."""

@@ -24,6 +24,7 @@ from kvprefetch.gateway.replica import BLOCK_BYTES
 from kvprefetch.gateway.service import ServiceHints, followed
 from kvprefetch.gateway.site import Site, prepared, token_of
 from kvprefetch.gateway.upstream import Upstream
+from kvprefetch.gateway.wire.fields import text
 from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.plan.ledger import Ticket
 
@@ -139,7 +140,8 @@ class Hints:
         """Ask for a draft to be warm. Raises InvalidRequest for odd numbers."""
         _check(probability, expected_in_s, hold_s)
         talk = self.site.talks.find(qualified(tenant, session)) if session else None
-        upstream = choose(self.site.upstreams, talk.upstream if talk else self._place(tenant, draft))
+        wanted = talk.upstream if talk else self._place(tenant, draft)
+        upstream = self.site.place(tenant, wanted, model=text(draft.body.get("model")))
         await self.site.until_known(upstream)
         engine = upstream.engine
         if self.service is not None and engine is not None and engine.traits.kind == "kvprefetch":

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from kvprefetch.contexts import unqualified
 from kvprefetch.errors import InvalidRequest, KVPrefetchError, ServiceUnavailable
 from kvprefetch.gateway.contract import Asked, Dialect, Warmed
+from kvprefetch.gateway.engines.answers import decoded
 from kvprefetch.gateway.hints import Hint, Hints
 from kvprefetch.gateway.link import RawHeaders
 from kvprefetch.gateway.placement import choose
@@ -25,6 +26,7 @@ from kvprefetch.gateway.site import Site, kept_headers, prepared
 from kvprefetch.gateway.turn import Turn
 from kvprefetch.gateway.upstream import Upstream
 from kvprefetch.gateway.wire import error_answer, prewarm_answer, read_loosely, read_request, request_draft
+from kvprefetch.gateway.wire.fields import text
 from kvprefetch.http.ask import SESSION_HEADER
 from kvprefetch.http.problems import status_of
 
@@ -189,6 +191,24 @@ class Passing:
         """It is over."""
         if self._is_live:
             self.upstream.warmer.live_ended()
+
+
+class Making(Passing):
+    """The same of one that has the engine make what it keeps; `made` is told its id."""
+
+    def __init__(self, upstream: Upstream, made: Callable[[str], None]) -> None:
+        super().__init__(upstream, is_live=False)
+        self._made, self._raw = made, b""
+
+    def chunk(self, data: bytes) -> None:
+        """A part of the answer; of a long one the beginning is kept, which is no JSON."""
+        if len(self._raw) < _LONG:
+            self._raw += data
+
+    def ended(self, error: str | None) -> None:
+        """It is over."""
+        super().ended(error)
+        self._made(text(decoded(self._raw).get("id")))
 
 
 def salted(body: bytes, salt: str) -> bytes:

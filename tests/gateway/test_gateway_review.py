@@ -119,6 +119,23 @@ def test_what_an_engine_keeps_is_asked_of_that_engine() -> None:
         told(story, first.url, second.url)
 
 
+def test_a_conversation_is_where_it_was_made() -> None:
+    one, two = Scripted("one"), Scripted("two")
+
+    async def story(gateway: Gateway, client: httpx.AsyncClient) -> None:
+        await known(gateway)
+        first, second = gateway.site.upstreams
+        first.warmer.live += 1
+        assert (await client.post("/v1/conversations", json={})).json()["id"] == "resp_two"
+        second.warmer.live += 2
+        await client.get("/v1/conversations/resp_two/items")
+        await client.post("/v1/responses", json={"model": "m", "input": "more", "conversation": {"id": "resp_two"}})
+        assert (len(one.seen), len(two.seen)) == (0, 3)
+
+    with upstream(one.script) as first, upstream(two.script) as second:
+        told(story, first.url, second.url)
+
+
 def test_what_is_kept_is_known_by_tenant_and_forgotten_in_the_end() -> None:
     kept = Kept(most=2)
     kept.put("a", "r", "one")
@@ -260,6 +277,7 @@ def test_where_no_engine_takes_salts_it_is_the_one_to_complain() -> None:
 def test_nothing_that_an_engine_says_raises() -> None:
     for deep in (b"[" * 100_000, b'{"a":' * 100_000):
         assert decoded(deep) == {}
+    assert samples(b"x_a 1e308\nx_a -1e308\n", "x_a") == []
     lines = b'x_a{b="c"} NaN\nx_a +Inf\nx_a 3\nx_a{b= 5\n'
     assert samples(lines, "x_a") == []
     assert [each.value for each in samples(b'x_a{b="c"} NaN\nx_a +Inf\nx_a 3\n', "x_a")] == [3]

@@ -1,7 +1,6 @@
 """What engines say: JSON objects, and figures in Prometheus's text format. Pure; garbage says nothing."""
 
 from collections.abc import Iterator
-from math import isfinite
 from typing import Any
 
 import msgspec
@@ -11,6 +10,7 @@ from prometheus_client.samples import Sample
 from kvprefetch.gateway.contract import Json
 
 encode = msgspec.json.encode
+_MOST = 2**53  # where a float counts no longer; NaN is not less
 
 
 def decoded(raw: bytes) -> Json:
@@ -26,10 +26,10 @@ def decoded_list(raw: bytes) -> list[Any]:
 
 
 def samples(text: bytes, *names: str) -> list[Sample]:
-    """The finite figures of these names. Other lines are not parsed: an engine has hundreds."""
+    """The figures of these names that count something. Other lines are not parsed: an engine has hundreds."""
     lines = [line for line in text.decode(errors="replace").splitlines() if line.startswith(names)]
     try:
-        return [sample for sample in _parsed(lines) if sample.name in names and isfinite(sample.value)]
+        return [sample for sample in _parsed(lines) if sample.name in names and abs(sample.value) < _MOST]
     except (ValueError, LookupError, TypeError, AttributeError):  # what its parser says of odd lines
         return []
 

@@ -28,6 +28,7 @@ from kvprefetch.gateway.engines.probes import WORDS, next_turn
 from kvprefetch.gateway.engines.text import TextRenderer
 from kvprefetch.gateway.engines.tokens import RenderedIds, shared_prefix
 from kvprefetch.gateway.wire.completions import prompt
+from kvprefetch.gateway.wire.fields import objects
 from kvprefetch.settings import UpstreamSettings
 
 _RENDER_S = 30.0
@@ -61,7 +62,7 @@ class LlamaCpp:
             return int(sum(sample.value for sample in counted))
         self._has_metrics = self._has_metrics and status == 503  # it is loading
         status, body = await self._link.get("/slots")
-        return sum(bool(slot.get("is_processing")) for slot in decoded_list(body)) if status == 200 else None
+        return sum(bool(slot.get("is_processing")) for slot in objects(decoded_list(body))) if status == 200 else None
 
     def cached(self, rendered: Rendered, salt: str) -> int | None:
         """It does not say."""
