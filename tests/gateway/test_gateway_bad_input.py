@@ -23,7 +23,7 @@ from kvprefetch.gateway.app import make_gateway
 from kvprefetch.gateway.contract import Dialect
 from kvprefetch.gateway.link import open_links
 from kvprefetch.gateway.wire import read_request
-from kvprefetch.settings import GatewaySettings, Settings, UpstreamSettings
+from kvprefetch.settings import GatewaySettings, Settings, SpeculationSettings, UpstreamSettings
 
 PATIENT, LARGEST = 1.5, 3 * 2**20
 SETTINGS = f"[gateway]\nmax_body_bytes = {LARGEST}\nconnect_s = 1.0\nsilence_s = {PATIENT}\n"
@@ -201,7 +201,9 @@ def test_a_warm_up_that_hangs_is_given_up_for_a_live_request(site: Gateway, engi
     context = {"model": "m", "messages": [{"role": "system", "content": "another document. " * 400}]}
     hint = site.asked("POST", "prefetch", {"context": context}).json()["id"]
     until(lambda: len(engine.warmed) == 1, "nothing is warmed")
+    before = site.metric("pieces_given_up_total")
     assert site.http.post(CHAT, json=ASKED).content == ANSWER
+    until(lambda: site.metric("pieces_given_up_total") == before + 1, "the piece is not given up")
     assert left.wait(10)
     assert site.asked("DELETE", f"prefetch/{hint}").json()["outcome"] == "cancelled"
 
@@ -399,7 +401,7 @@ def test_ten_thousand_sessions_that_never_return_are_forgotten() -> None:
 
     async def story() -> None:
         async with open_links(own) as links:
-            running = make_gateway(Settings(gateway=own), links).site
+            running = make_gateway(Settings(gateway=own, speculation=SpeculationSettings(max_pending=64)), links).site
             desk = running.upstreams[0].desk
             for at in range(10_000):
                 said = [{"role": "system", "content": f"{at} " * 500}, {"role": "user", "content": "And now?"}]
@@ -412,7 +414,7 @@ def test_ten_thousand_sessions_that_never_return_are_forgotten() -> None:
                     await asyncio.sleep(0)  # what is learnt is learnt now
                     assert len(running.talks.known) <= most_sessions
                     assert running.talks.bytes <= most_bytes + 4_000
-                    assert len(desk.preloads.jobs) <= 1_024
+                    assert len(desk.preloads.jobs) <= 64
                 if at % 2_500 == 2_499:
                     sizes.append(process.memory_info().rss)
             assert len(desk.replica.resident) <= 65_536
