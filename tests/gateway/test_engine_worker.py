@@ -38,7 +38,8 @@ async def have_warm(site: Found, draft: Draft) -> Json:
 def test_it_is_found_as_one_that_warms_itself(tiny_worker: RealEngine) -> None:
     async def story() -> None:
         async with found(tiny_worker) as site:
-            assert site.engine.traits == Traits("kvprefetch", warms_itself=True)
+            models = frozenset((tiny_worker.model,))
+            assert site.engine.traits == Traits("kvprefetch", warms_itself=True, models=models)
 
     asyncio.run(story())
 
