@@ -25,7 +25,8 @@ from kvprefetch.gateway.wire.fields import an_object, count, text
 from kvprefetch.outcomes import Outcome
 
 log = logging.getLogger(__name__)
-_BUSY_LOOK_S, _LOOK_S = 0.05, 0.2  # how soon to look again whether others are at the engine: while they are, and else
+_BUSY_LOOK_S = 0.05  # how soon to look again whether others have left the engine
+_LOOK_S, _CALM_LOOK_S, _CALM_S = 0.2, 0.5, 1.0  # whether they have come; where nobody has for a while; what that is
 _LINGERS_S = 0.01  # an engine still counts the piece that it has just answered, for a moment
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _PIECE_S, _WHOLE_S = 120.0, 600.0  # after which a piece, or a context that the engine warms by itself, is given up
@@ -154,7 +155,8 @@ class Warmer:
 
     async def _others(self, engine: Engine) -> bool:
         """Whether the engine is serving more than what went through here."""
-        if self.clock() - self._looked_at < _LOOK_S:
+        now = self.clock()
+        if now - self._looked_at < (_CALM_LOOK_S if now - self._served_at > _CALM_S else _LOOK_S):
             return False
         if await self._serves_others(engine):
             await asyncio.sleep(_LINGERS_S)
