@@ -1,10 +1,13 @@
-"""A context of 3,008 tokens (94 blocks) that was opened 6 s ago, beside the same asked again, and one never opened.
+"""A context of 3,008 tokens (94 blocks) that was opened before, beside the same asked again, and one never opened.
 
-Each round asks about two new documents. The first is opened by a hint to the gateway and asked about after 6 s; the
+That time is 6 s, as the goal has it, and then 6 ÷ 3.9 of what the context takes cold here: 3.9 s is what it took on the
+machine for which the goal was set, and a slower one cannot do in 6 s what takes it as long.
+
+Each round asks about two new documents. The first is opened by a hint to the gateway and asked about then; the
 second is never opened, and asked about at the engine alone. Both are asked about again with another question, after as
 long a pause as there is between any two questions. The context ends where a block ends and a question is shorter than
 a block: speed counts only if each question found exactly the context, and if the first question, asked once more as a
-hit, has the same answer. A preload that is not warm after 6 s counts as late, and with the time that it took.
+hit, has the same answer. A preload that is not warm by then counts as late, and with the time that it took.
 """
 
 import asyncio
@@ -15,35 +18,44 @@ from gateway_bench import Bench
 from gateway_client import Asked
 
 CONTEXT = 3_008
-READING_S = 6.0
+READING_S, OF_COLD = 6.0, 6.0 / 3.9
 _PAUSE_S = 1.0
 
 
 async def preloads(bench: Bench, rounds: int) -> None:
     """A row of each round and one of all, and the figures. Raises RuntimeError where answers are wrong."""
-    rows = []
     async with bench.through() as gateway:
         await bench.exercise(gateway)
-        for turn in range(rounds):
-            times: dict[str, Any] = {}
-            for arm in ("opened", "cold") if turn % 2 else ("cold", "opened"):
-                times |= await (_opened(bench, gateway) if arm == "opened" else _cold(bench))
-            rows.append(times)
-            bench.row("preload, each round", **times)
-    row: dict[str, Any] = {"context": CONTEXT, "n": rounds, "late": sum(one["late"] for one in rows)}
+        row = await _after(bench, gateway, READING_S, rounds)
+        longer = await _after(bench, gateway, OF_COLD * row["cold_s"], rounds)
+    for name in ("preloaded_over_hit_p50", "cold_over_preloaded_p50"):
+        bench.results.figures[name] = row[name]
+        bench.results.figures[f"{name}_pause_as_slow_as_the_machine"] = longer[name]
+
+
+async def _after(bench: Bench, gateway: Any, reading_s: float, rounds: int) -> dict[str, Any]:
+    """Questions so long after the document was opened."""
+    rows = []
+    for turn in range(rounds):
+        times: dict[str, Any] = {}
+        for arm in ("opened", "cold") if turn % 2 else ("cold", "opened"):
+            times |= await (_opened(bench, gateway, reading_s) if arm == "opened" else _cold(bench))
+        rows.append(times)
+        bench.row("preload, each round", **times)
+    row: dict[str, Any] = {"context": CONTEXT, "pause_s": round(reading_s, 2), "n": rounds}
+    row["late"] = sum(one["late"] for one in rows)
     row["answers_equal"] = True
     row |= {name: round(median(one[name] for one in rows), 4) for name in rows[0] if name.endswith("_s")}
     for name, over in (("preloaded", "hit"), ("cold", "preloaded"), ("hit", "engine_hit")):
         row[f"{name}_over_{over}_p50"] = round(median(one[f"{name}_s"] / one[f"{over}_s"] for one in rows), 4)
     bench.row("preload", **row)
-    for name in ("preloaded_over_hit_p50", "cold_over_preloaded_p50"):
-        bench.results.figures[name] = row[name]
+    return row
 
 
-async def _opened(bench: Bench, gateway: Any) -> dict[str, Any]:
+async def _opened(bench: Bench, gateway: Any, reading_s: float) -> dict[str, Any]:
     document, question, other = bench.texts.document(CONTEXT), bench.texts.question(), bench.texts.question()
     hint = await gateway.prefetch({"messages": [document]}, session=str(bench.texts.random.getrandbits(32)))
-    await asyncio.sleep(READING_S)
+    await asyncio.sleep(reading_s)
     said = await gateway.look(hint["id"])
     preloaded = await gateway.chat([document, question])
     is_late = said["outcome"] is None

@@ -71,7 +71,8 @@ def test_the_next_prompt_begins_with_prompt_and_answer(dialect: Dialect) -> None
     cut_off = next_draft(asked, Answered())
     assert cut_off is not None
     assert cut_off.canonical == (asked.opening, *asked.turns)
-    prewarm = read(dialect, max_tokens=0)
+    limit = "max_output_tokens" if dialect is Dialect.RESPONSES else "max_tokens"
+    prewarm = read(dialect, **{limit: 0})
     warm = next_draft(prewarm, answered)
     assert warm is not None
     assert warm.canonical == cut_off.canonical

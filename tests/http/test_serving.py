@@ -68,7 +68,7 @@ def _refused(url: str) -> float:
     while True:
         try:
             httpx.get(f"{url}/models", timeout=5)
-        except httpx.ConnectError:
+        except (httpx.ConnectError, httpx.ReadError):  # the latter where it was in the queue already
             return time.monotonic() - began
         time.sleep(0.01)
 
