@@ -55,7 +55,7 @@ _GOALS = {
 class Amounts:
     """How much of each part is measured."""
 
-    preloads: int = 7
+    preloads: int = 5
     live: int = 48
     decodes: int = 8
     naive: int = 6
