@@ -254,7 +254,7 @@ def test_an_engine_that_is_gone_cannot_be_asked(tiny_vllm: RealEngine) -> None:
     async def story() -> None:
         async with found(tiny_vllm) as site:
             draft = site.draft(Dialect.CHAT, messages=[QUESTION])
-            site.link.url = "http://127.0.0.1:9"
+            site.engine._link = site.link.beside("http://127.0.0.1:9")  # type: ignore[attr-defined]
             with pytest.raises(UpstreamError):
                 await site.engine.render(draft)
             with pytest.raises(UpstreamError):
