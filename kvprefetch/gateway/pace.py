@@ -1,9 +1,9 @@
 """How many tokens a piece of warming may have (law 2). Pure.
 
 An engine cannot be stopped in the midst of a step, so a live request waits for the rest of the piece before it. While
-live requests come and go, a piece takes at most `step_s`, or a little longer than first tokens take here anyway: as a
-request comes at any moment of it, that is half as long again, on the average, for those that meet one. When nobody has
-come for a while, the next request is not likely to come just now: a piece may then take a fifth of that while, up to
+live requests come and go, a piece takes at most `step_s`, or half as long as first tokens take here anyway: as a
+request comes at any moment of it, that is a quarter more, on the average, for those that meet one. When nobody has
+come for a while, the next request is not likely to come just now: a piece may then take a tenth of that while, up to
 six first tokens, for short pieces cost more. Rates are learnt from pieces that were warmed, what is usual from live
 requests that had no piece before them.
 """
@@ -16,8 +16,8 @@ from statistics import quantiles
 from kvprefetch.plan.rates import Line
 
 _WINDOW, _ENOUGH = 64, 4  # live requests that are remembered, and how many tell what is usual
-_BESIDE, _ALONE = 1.25, 6.0  # usual first tokens that a piece may take, while others come and go, and at most
-_OF_SILENCE = 0.2  # of the time that nobody has come
+_BESIDE, _ALONE = 0.5, 6.0  # usual first tokens that a piece may take, while others come and go, and at most
+_OF_SILENCE = 0.1  # of the time that nobody has come
 _UNMEASURED = 10.0  # steps that a piece may take at most, before it is known what is usual
 _MOST = 8_192  # tokens of a piece
 _TRIALS = (1, 2, 4)  # blocks of the first pieces: what a piece costs beside its tokens is known from several sizes
