@@ -52,7 +52,7 @@ def test_where_first_tokens_take_long_anyway_pieces_may_take_longer() -> None:
     short = pace.piece(16, 0.0)
     for _ in range(8):
         pace.answered(0.2)
-    assert pace.bound_s(0.0) == pytest.approx(0.25)
+    assert pace.bound_s(0.0) == pytest.approx(0.1)
     assert pace.piece(16, 0.0) > short
 
 
