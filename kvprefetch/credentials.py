@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kvprefetch.settings import Credential
 
@@ -26,6 +26,11 @@ class Credentials:
             if hmac.compare_digest(credential.token_sha256, digest):
                 found = credential
         return found
+
+
+def token_in(headers: Mapping[str, str]) -> str:
+    """The token of a client of either API, OpenAI's or Anthropic's; "" if there is none. Names in lower case."""
+    return bearer_token(headers.get("authorization", "")) or headers.get("x-api-key", "").strip()
 
 
 def bearer_token(authorization: str) -> str:

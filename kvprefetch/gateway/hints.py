@@ -121,7 +121,7 @@ class Hints:
         self.service = None if address == "embedded" else ServiceHints(address)
         self.known: OrderedDict[str, Hint] = OrderedDict()
         self.signals: Counter[str] = Counter()
-        self._named: OrderedDict[str, Draft] = OrderedDict()
+        self._named: OrderedDict[str, tuple[Draft, int]] = OrderedDict()  # with their bytes
         self._named_bytes = 0
         self._numbers = count(1)
 
@@ -258,24 +258,24 @@ class Hints:
         """Give a draft a name; the latest are kept."""
         known, limits = qualified(tenant, name), self.site.settings
         self._forget(known)
-        self._named[known] = draft
-        self._named_bytes += size_of(draft)
+        self._named[known] = draft, size_of(draft)
+        self._named_bytes += self._named[known][1]
         most = limits.gateway.max_context_bytes // 4
         while len(self._named) > limits.speculation.max_named or (self._named_bytes > most and len(self._named) > 1):
             self._forget(next(iter(self._named)))
 
     def recall(self, tenant: str, name: str) -> Draft:
         """Raises UnknownContext."""
-        draft = self._named.get(qualified(tenant, name))
-        if draft is None:
+        found = self._named.get(qualified(tenant, name))
+        if found is None:
             raise UnknownContext(f"no context is known by the name {name[:100]!r}")
-        return draft
+        return found[0]
 
     # -- within ----------------------------------------------------------------------------------------
     def _forget(self, name: str) -> None:
-        draft = self._named.pop(name, None)
-        if draft is not None:
-            self._named_bytes -= size_of(draft)
+        found = self._named.pop(name, None)
+        if found is not None:
+            self._named_bytes -= found[1]
 
     def _new(self, tenant: str) -> Hint:
         hint = Hint(str(next(self._numbers)), tenant)

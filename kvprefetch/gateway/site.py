@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from kvprefetch.cache.keys import BlockKey
-from kvprefetch.credentials import bearer_token
+from kvprefetch.credentials import token_in
 from kvprefetch.errors import ServiceUnavailable
 from kvprefetch.gateway.contract import Answered, Asked, Draft, Headers
 from kvprefetch.gateway.conversations import Conversations
@@ -252,8 +252,7 @@ def _cached_share(said: Answered) -> float | None:
 
 def token_of(headers: Headers) -> str:
     """The bearer token in a request's headers; "" for none."""
-    said = {name.lower(): value for name, value in headers}
-    return bearer_token(said.get("authorization", "")) or said.get("x-api-key", "").strip()
+    return token_in({name.lower(): value for name, value in headers})
 
 
 def kept_headers(headers: RawHeaders) -> Headers:

@@ -3,7 +3,7 @@
 import ipaddress
 from collections.abc import Mapping
 
-from kvprefetch.credentials import Credentials, bearer_token
+from kvprefetch.credentials import Credentials, bearer_token, token_in
 from kvprefetch.errors import PermissionDenied, SettingsError, Unauthenticated
 from kvprefetch.settings import Settings
 
@@ -20,11 +20,11 @@ class Gate:
 
     def tenant_of(self, headers: Mapping[str, str]) -> str:
         """The same, for clients of either API: the token may be in x-api-key."""
-        return self._by_token(_token(headers))
+        return self._by_token(token_in(headers))
 
     def reader_of(self, headers: Mapping[str, str]) -> str | None:
         """Whose figures are asked for: None, all, for an operator, or where nobody is asked who they are."""
-        credential = self._credentials.by_token(_token(headers)) if self._credentials else None
+        credential = self._credentials.by_token(token_in(headers)) if self._credentials else None
         if not self._credentials or (credential is not None and credential.role == "operator"):
             return None
         return self.tenant_of(headers)
@@ -49,10 +49,6 @@ def check_host(host: str, settings: Settings, key: str) -> None:
             f"{key} {host!r} can be reached from other machines: "
             "add [[credentials]] with tenants' tokens, or listen on 127.0.0.1"
         )
-
-
-def _token(headers: Mapping[str, str]) -> str:
-    return bearer_token(headers.get("authorization", "")) or headers.get("x-api-key", "").strip()
 
 
 def _is_loopback(host: str) -> bool:
