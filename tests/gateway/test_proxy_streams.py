@@ -74,7 +74,6 @@ def _written(peer: Peer) -> int:
     return peer.sent
 
 
-@pytest.mark.timeout(120)
 def test_a_client_that_never_reads_stops_the_engine() -> None:
     written, left = [], threading.Event()
 
