@@ -9,7 +9,9 @@ import os
 import re
 import tempfile
 import tomllib
+from collections import Counter
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 
 import cattrs
@@ -173,6 +175,47 @@ class Credential:
 
 
 @dataclass(frozen=True)
+class FairnessSettings:
+    """How tenants share pools and the engine. Times in seconds."""
+
+    guarantee: float = 0.5  # of an equal part of what is left, for each tenant with a credential that names none
+    claim_s: float = 300.0  # what nobody has used for so long is nobody's claim: beyond guarantees it goes first
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guarantee <= 1:
+            raise SettingsError(f"fairness.guarantee ({self.guarantee}) is a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TenantSettings:
+    """What one tenant may count on, where it is not the default."""
+
+    name: str
+    weight: float = 1.0  # in what nobody is guaranteed, in idle time, and in the order of live requests
+    guarantee: float = 0.0  # fraction of every pool
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name.encode()) > 63:
+            raise SettingsError("tenants: a name has 1 to 63 bytes")
+        if not (isfinite(self.weight) and self.weight > 0):
+            raise SettingsError(f"tenants: the weight of {self.name!r} must be a finite number above 0")
+        if not 0 <= self.guarantee <= 1:
+            raise SettingsError(f"tenants: the guarantee of {self.name!r} is a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """Tenants that share the blocks of what they ask under the group's name. Each can see how fast the others' are."""
+
+    name: str
+    tenants: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name.encode()) > 63:
+            raise SettingsError("groups: a name has 1 to 63 bytes")
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a service or worker. `secret` keys the block roots.
 
@@ -189,6 +232,9 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     credentials: tuple[Credential, ...] = ()
+    fairness: FairnessSettings = field(default_factory=FairnessSettings)
+    tenants: tuple[TenantSettings, ...] = ()
+    groups: tuple[GroupSettings, ...] = ()
     tenant: str = "default"
     secret: str = field(default="", repr=False)
 
@@ -200,6 +246,14 @@ class Settings:
             )
         if self.engine.max_rows < 1:
             raise SettingsError("engine.max_rows must be at least 1")
+        for key, named in (("tenants", self.tenants), ("groups", self.groups)):
+            names = Counter(each.name for each in named)
+            twice = next((name for name, times in names.items() if times > 1), None)
+            if twice is not None:
+                raise SettingsError(f"{key}: {twice!r} is there twice")
+        guaranteed = sum(tenant.guarantee for tenant in self.tenants)
+        if guaranteed > 1 + 1e-9:
+            raise SettingsError(f"tenants: guarantees add up to {guaranteed:.1%} of a pool; lower some")
 
 
 def load_settings(path: str | Path | None = None) -> Settings:
