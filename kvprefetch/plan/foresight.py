@@ -188,6 +188,11 @@ class Foresight(Generic[P]):
             for kind, left in sorted(budget.items())
         }
 
+    def prefill_s(self, start: int, end: int) -> float:
+        """Seconds to compute positions `start`…`end`: measured, or as if a token took a millisecond."""
+        measured = self.rates.prefill_s(start, end)
+        return (end - start) * _UNMEASURED if measured is None else measured
+
     def index(self, block: Block | Span, now: float) -> float:
         """How well it pays to hold the block, per second."""
         if block.speculative and isinstance(block, Block):
@@ -257,12 +262,8 @@ class Foresight(Generic[P]):
             load, compute = self.rates.load_s(held - ready), self.rates.prefill_s(ready, held)
             if load is None or compute is None or load <= compute:
                 moving = (held - ready) * _UNMEASURED if load is None else load
-                return Action.LOAD, moving + self._prefill_s(held, total)
-        return Action.PREFILL, self._prefill_s(ready, total)
-
-    def _prefill_s(self, start: int, end: int) -> float:
-        measured = self.rates.prefill_s(start, end)
-        return (end - start) * _UNMEASURED if measured is None else measured
+                return Action.LOAD, moving + self.prefill_s(held, total)
+        return Action.PREFILL, self.prefill_s(ready, total)
 
     def _outlook(self, job: P, now: float, work_s: float) -> tuple[Outlook, float]:
         """When the context is used, and the share of it that will probably be."""

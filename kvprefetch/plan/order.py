@@ -102,6 +102,11 @@ class FairOrder(Generic[T]):
         place.work = work
         self._line_up(item)
 
+    def put_back(self, item: T) -> None:
+        """It was taken, and waits again as it was."""
+        if not self._places[item].entry:
+            self._line_up(item)
+
     def remove(self, item: T) -> None:
         """It wants nothing more."""
         place = self._places.pop(item)
@@ -148,12 +153,16 @@ class FairOrder(Generic[T]):
         return best
 
     def take(self) -> T | None:
-        """As `turn`; the item is out until it is weighed again or removed, and its tenant still wants service."""
+        """As `turn`; until it is put back, weighed again or removed, the item is out, though its tenant still wants."""
         turn = self.turn()
         if turn is None:
             return None
         self._places[turn.item].entry = 0
         return turn.item
+
+    def hold(self, item: T) -> None:
+        """It is out, as if it had been taken."""
+        self._places[item].entry = 0
 
     def set_aside(self, tenant: str) -> None:
         """It can get nothing now: nothing of its is anybody's turn until `resume`."""

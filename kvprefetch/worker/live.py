@@ -1,32 +1,36 @@
 """Live requests: admit, pack prefill slices and decode rows into one forward, sample, finish.
 
-Admission is all-or-nothing: a request starts when every page it may ever need is reserved, so an admitted
-request never waits for another and cannot be thrown out half-way. Prefill slices take turns, so a short
-prompt waits for one slice of a long one; a waiting sequence keeps its references. What the node's arena holds of a
-prompt is loaded before the rest is computed, a few milliseconds of copying at a time.
+Who has had least service goes first, by weight, and of its requests the one with least left (`plan.order`): a short
+prompt waits for one slice of a long one, of whichever tenant. A request is let in when its turn has come for a slice
+(`worker.admission` says who may be). Admission is all-or-nothing: every page that it may ever need is reserved, so an
+admitted request never waits for another and cannot be thrown out half-way; one that waits keeps its references. What
+the node's arena holds of a prompt is loaded before the rest is computed, a few milliseconds of copying at a time.
 """
 
-from collections import deque
 from collections.abc import Callable
+from heapq import nsmallest
 
 import torch
 
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.misses import explain
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.shares import Shares
 from kvprefetch.engines.batch import Row
 from kvprefetch.engines.engine import TransformersEngine
-from kvprefetch.errors import PoolFull, PoolTooSmall
+from kvprefetch.errors import PoolTooSmall
 from kvprefetch.outcomes import MissReason
 from kvprefetch.plan.foresight import Foresight, turn_kind
 from kvprefetch.plan.ledger import Ledger
-from kvprefetch.plan.slices import prefill_slices
+from kvprefetch.worker.admission import Admission
 from kvprefetch.worker.job import Job
 from kvprefetch.worker.link import Link
 from kvprefetch.worker.loading import ALONE_S, BESIDE_S, Loader
 from kvprefetch.worker.request import FinishReason, LiveRequest
+from kvprefetch.worker.turns import Slices, Turns
 
 Finished = Callable[[LiveRequest], None]
+_LOADS = 4  # requests that are loaded between two forwards
 
 
 class LiveQueue:
@@ -40,32 +44,39 @@ class LiveQueue:
         foresight: Foresight[Job],
         finished: Finished,
         link: Link | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.engine, self.pool, self.ledger, self.foresight, self.finished = engine, pool, ledger, foresight, finished
         self.link = link
         self.loader = Loader(link.host, foresight.rates, engine.block_tokens) if link else None
-        self.waiting: deque[LiveRequest] = deque()
-        self.active: list[LiveRequest] = []
+        self.turns = Turns(engine, foresight, Admission(pool, engine.max_rows, shares or Shares()), self._open)
+        self.waiting = self.turns.waiting  # not admitted yet
+        self.active: list[LiveRequest] = []  # admitted
         self._fresh: list[LiveRequest] = []  # admitted, of which the predictor has not heard yet
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.active)
 
+    def add(self, request: LiveRequest) -> None:
+        """It waits from now on."""
+        self.turns.add(request)
+
     def step(self, now: Callable[[], float], abandon: Callable[[], bool]) -> None:
         """One forward for whoever is ready. Raises what the engine raises; nothing is published then."""
         self._drop_cancelled(now())
-        self._admit(now())
+        slices = self.turns.choose(now())
         self._load(now)
-        chosen = self._rows(now())
+        chosen = self._rows(slices, now())
         if not chosen:
             return
         began = now()
-        logits = self.engine.forward([row for _, row in chosen], abandon)
+        try:
+            logits = self.engine.forward([row for _, row in chosen], abandon)
+            self._complete(chosen)
+        finally:
+            for request, _ in slices:
+                self.turns.again(request)
         wanting = [request for request, row in chosen if row.wants_logits]
-        for request, row in chosen:
-            published = request.sequence.complete(row.end)
-            if self.link is not None:
-                self.link.offloader.published(published)
         tokens = self._draw(wanting, logits)
         # on a GPU a slice's kernels may still run: there the planner learns from speculation, which waits for them
         if self.engine.pool.device.type == "cpu" and len(chosen) == 1 and len(chosen[0][1].tokens) > 1:
@@ -79,11 +90,12 @@ class LiveQueue:
     def fail_all(self, error: BaseException, now: float) -> None:
         """The engine broke: end every request with `error`; pages that it may still write are quarantined."""
         failed, self.active = self.active, []
-        for request in (*failed, *self.waiting):  # first, so that nobody waits for ever whatever follows
+        waiting = list(self.waiting)
+        for request in (*failed, *waiting):  # first, so that nobody waits for ever whatever follows
             request.stream.put_end(error)
-        for request in (*failed, *self.waiting):
+        for request in (*failed, *waiting):
             self._end_load(request)
-        self.waiting.clear()
+            self.turns.forget(request)
         doubtful = [block for request in failed for block in request.sequence.close(quarantine=True)]
         self._tell(now)
         for request in failed:
@@ -98,21 +110,8 @@ class LiveQueue:
         for request in [r for r in (*self.active, *self.waiting) if r.cancelled]:
             self._finish(request, FinishReason.CANCELLED, now)
 
-    def _admit(self, now: float) -> None:
-        while self.waiting and len(self.active) < self.engine.max_rows:
-            request = self.waiting[0]
-            try:
-                self._open(request, now)
-            except PoolFull:
-                return
-            except PoolTooSmall as error:
-                self._end_load(request)
-                request.stream.put_end(error)
-            else:
-                self.active.append(request)
-            self.waiting.popleft()
-
-    def _open(self, request: LiveRequest, now: float) -> None:
+    def _open(self, request: LiveRequest, now: float) -> bool:
+        """Admit it; False: it can never fit, and has ended. Raises PoolFull."""
         sequence, block = request.sequence, self.engine.block_tokens
         hits = len(self.pool.match(sequence.keys))
         found = request.found
@@ -124,12 +123,18 @@ class LiveQueue:
             elsewhere=found.blocks if found else 0,
             failed=found.failed if found else None,
         )
-        capacity = len(request.prompt) + request.max_new - 1  # the last sampled token needs no KV
-        sequence.open(capacity, Demand(request.tenant, speculative=False, now=now))
+        try:
+            sequence.open(request.capacity, Demand(request.tenant, speculative=False, now=now))
+        except PoolTooSmall as error:
+            self._end_load(request)
+            request.stream.put_end(error)
+            return False
         self.ledger.note_lookup(sequence.keys, lookup, block)
+        self.active.append(request)
         self._fresh.append(request)
         request.stream.reused_tokens = sequence.computed
         self._count_use(request, now)
+        return True
 
     def _load(self, now: Callable[[], float]) -> None:
         """Copy what the arena holds into the pages of those who were admitted, for a bounded time."""
@@ -137,7 +142,8 @@ class LiveQueue:
             return
         loading = [request for request in self.active if request.found is not None]
         others = len(loading) < len(self.active)
-        for request in loading:
+        for request in nsmallest(_LOADS, loading, key=lambda r: self.turns.counters.level(r.tenant)):
+            began = now()
             request.sequence.adopt()
             found = request.found
             assert found is not None
@@ -147,8 +153,10 @@ class LiveQueue:
                 if lost > 0:
                     self.ledger.note_not_loaded(lost, found.failed or MissReason.TIMED_OUT)
                 self._end_load(request)
+                self.turns.again(request)
             request.stream.loaded_tokens += (request.sequence.shared - before) * self.engine.block_tokens
             self._count_use(request, now())
+            self.turns.counters.charge(request.tenant, now() - began)
 
     def _end_load(self, request: LiveRequest) -> None:
         found, request.found = request.found, None
@@ -162,29 +170,23 @@ class LiveQueue:
         self.ledger.tokens_used += self.pool.touch(fresh, now, request.session) * self.engine.block_tokens
         request.counted_shared = request.sequence.shared
 
-    def _rows(self, now: float) -> list[tuple[LiveRequest, Row]]:
-        chosen: list[tuple[LiveRequest, Row]] = []
-        prefilling = []
-        for request in self.active:
-            if request.found is not None:
-                continue  # it is being loaded
-            if not request.is_decoding:
-                request.sequence.adopt()  # somebody else may have computed the same blocks meanwhile
+    def _rows(self, slices: Slices, now: float) -> list[tuple[LiveRequest, Row]]:
+        """All who decode, and these slices."""
+        decoding = [request for request in self.active if request.found is None and request.is_decoding]
+        for request in decoding:
+            self.turns.sampled(request)
+        chosen = [(request, _row(request, len(request.sequence.tokens))) for request in decoding]
+        chosen += [(request, _row(request, end)) for request, end in slices]
+        for request, _ in chosen:
+            if request.timing.first_token is None:  # it may have adopted what others computed
                 self._count_use(request, now)
-            if request.is_decoding:
-                chosen.append((request, _row(request, len(request.sequence.tokens))))
-            else:
-                prefilling.append(request)
-        extents = [(r.sequence.computed, len(r.sequence.tokens)) for r in prefilling]
-        slices = prefill_slices(extents, self.engine.chunk_tokens)
-        served = [prefilling[piece.index] for piece in slices]
-        chosen += [(request, _row(request, piece.end)) for request, piece in zip(served, slices, strict=True)]
-        self._rotate(served)
         return chosen
 
-    def _rotate(self, served: list[LiveRequest]) -> None:
-        """Those who had a prefill slice go to the end of the line."""
-        self.active = [r for r in self.active if r not in served] + served
+    def _complete(self, chosen: list[tuple[LiveRequest, Row]]) -> None:
+        for request, row in chosen:
+            published = request.sequence.complete(row.end)
+            if self.link is not None:
+                self.link.offloader.published(published)
 
     def _draw(self, wanting: list[LiveRequest], logits: torch.Tensor) -> list[int]:
         greedy: list[int] = logits.argmax(dim=-1).tolist() if wanting else []
@@ -195,13 +197,14 @@ class LiveQueue:
 
     def _finish(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
         self._tell(now)
-        was_active = request in self.active
-        (self.active if was_active else self.waiting).remove(request)
+        was_active = request not in self.waiting
         self._end_load(request)
         self._count_use(request, now)
         self.pool.touch(request.sequence.blocks[: request.sequence.shared], now, request.session)
         request.sequence.close()
+        self.turns.forget(request)
         if was_active:
+            self.active.remove(request)
             tools = request.context.tools if request.context else ()
             self._turn_ended(request, turn_kind(reason.value, request.stream.text, tools), now)
         request.timing.finished = now

@@ -88,7 +88,7 @@ class Worker:
         def arrive() -> None:
             with self._wake:
                 self._announced -= 1
-            self.live.waiting.append(request)
+            self.live.add(request)
 
         with self._wake:
             self._post(arrive)

@@ -126,6 +126,17 @@ class LiveRequest:
     cancelled: bool = False
     found: Found | None = None  # in the node's arena; until it is loaded
     counted_shared: int = field(default=0)  # leading blocks already counted as used
+    refused_at: float | None = None  # when there was no room for it first
+
+    @property
+    def capacity(self) -> int:
+        """Tokens whose KV it may need: the last sampled one needs none."""
+        return len(self.prompt) + self.max_new - 1
+
+    @property
+    def pages(self) -> int:
+        """Pages that it may need."""
+        return -(-self.capacity // self.sequence.block_tokens)
 
     @property
     def pending(self) -> int:

@@ -39,7 +39,26 @@ def test_each_request_draws_from_its_own_random_state(open_tiny: Open) -> None:
     assert other.stream.tokens != alone
 
 
-def test_two_identical_prompts_in_flight_are_computed_once(open_tiny: Open) -> None:
+def test_a_beginning_that_two_prompts_in_flight_share_is_computed_once(open_tiny: Open) -> None:
+    engine = open_tiny(pages=64)
+    prompt = text(1, 16 * 12)
+    bench = Bench(engine)
+    first = bench.ask(prompt)
+    bench.live.step(bench.clock, lambda: False)
+    second = bench.ask(prompt[:176])
+    steps = 1
+    while first.timing.first_token is None or second.timing.first_token is None:
+        bench.live.step(bench.clock, lambda: False)
+        steps += 1
+    assert first.sequence.pages[:11] == second.sequence.pages[:11]
+    assert steps <= 4  # three chunks of 64 for both together, and the rest of one
+    bench.serve()
+    assert first.stream.tokens == cold_answer(engine, prompt)
+    assert second.stream.tokens == cold_answer(engine, prompt[:176])
+    assert bench.ledger.looked_up[MissReason.IN_FLIGHT.value] == 7
+
+
+def test_of_two_identical_prompts_the_second_is_let_in_when_the_first_is_computed(open_tiny: Open) -> None:
     engine = open_tiny(pages=64)
     prompt = text(1, 16 * 12)
     bench = Bench(engine)
@@ -48,11 +67,10 @@ def test_two_identical_prompts_in_flight_are_computed_once(open_tiny: Open) -> N
     while first.timing.first_token is None or second.timing.first_token is None:
         bench.live.step(bench.clock, lambda: False)
         steps += 1
-    assert first.sequence.pages[:12] == second.sequence.pages[:12]
     assert steps <= 4  # three chunks of 64 for both together, and the second's last token
+    assert second.stream.reused_tokens == 191
     bench.serve()
     assert first.stream.tokens == second.stream.tokens == cold_answer(engine, prompt)
-    assert bench.ledger.looked_up[MissReason.IN_FLIGHT.value] == 12
 
 
 def test_a_fully_cached_prompt_runs_its_last_token_and_writes_no_shared_page(open_tiny: Open) -> None:
@@ -61,9 +79,9 @@ def test_a_fully_cached_prompt_runs_its_last_token_and_writes_no_shared_page(ope
     bench = Bench(engine)
     bench.ask(prompt, 1)
     bench.serve()
-    pages = [block.page for block in bench.pool.match(bench.ask(prompt, 1).sequence.keys)]
+    again = bench.ask(prompt, 1)
+    pages = [block.page for block in bench.pool.match(again.sequence.keys)]
     before = engine.pool.tensor[pages].clone()
-    again = bench.live.waiting[0]
     bench.serve()
     assert again.stream.reused_tokens == 63
     assert again.stream.tokens == cold_answer(engine, prompt, 1)
@@ -89,15 +107,13 @@ def test_a_live_prefill_that_waits_keeps_its_references(open_tiny: Open) -> None
     long = bench.ask(prompt, 2)
     bench.live.step(bench.clock, lambda: False)
     computed, pages = long.sequence.computed, long.sequence.pages
-    bench.live.active.remove(long)  # passed over for a while
     for turn in range(8):
-        bench.ask(text(10 + turn, 100), 1)
-        while bench.live:
+        short = bench.ask(text(10 + turn, 100), 1)  # it has less left, so it goes ahead
+        while short.timing.finished is None:
             bench.live.step(bench.clock, lambda: False)
             bench.pool.check()
     assert bench.pool.evictions > 0
     assert (long.sequence.computed, long.sequence.pages) == (computed, pages)
-    bench.live.active.append(long)
     bench.serve()
     assert long.stream.tokens == cold_answer(engine, prompt, 2)
 

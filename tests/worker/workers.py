@@ -85,7 +85,7 @@ class Bench:
             timing=Timing(self.now),
             tenant=OWNER.tenant,
         )
-        self.live.waiting.append(request)
+        self.live.add(request)
         return request
 
     def hint(
