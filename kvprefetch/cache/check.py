@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvprefetch.cache.block import Charge, State
+from kvprefetch.cache.accounts import Accounts
+from kvprefetch.cache.block import State
 from kvprefetch.errors import AccountingError
 
 if TYPE_CHECKING:
@@ -58,16 +59,17 @@ def _tree_is_sound(pool: "BlockPool", require: Require) -> None:
     """Nothing is asked of a held block's parent: it has a child, so that it is no leaf, and only leaves are evicted."""
     for key, block in pool.resident.items():
         require(block.key == key, f"page {block.page} is listed under another key")
+    for block in pool.resident.values():
         if block.parent is not None:
             require(pool.resident.get(block.parent.key) is block.parent, f"page {block.page} lost its parent")
-            require(block.parent.children.get(key) is block, f"page {block.page} is missing among its siblings")
+            require(block in block.parent.children, f"page {block.page} is missing among its siblings")
         depth = block.parent.depth + 1 if block.parent else 0
         require(block.depth == depth, f"page {block.page} says it is at depth {block.depth}, it is at {depth}")
         require(
-            all(pool.resident.get(k) is child for k, child in block.children.items()),
+            all(pool.resident.get(child.key) is child for child in block.children),
             f"page {block.page} lists a child that is gone",
         )
-        is_leaf = not block.refs and not block.children
+        is_leaf = not block.refs and not block.fanout
         require((block.page in pool.leaves) == is_leaf, f"page {block.page} is wrongly (un)listed as a leaf")
     for page, leaf in pool.leaves.items():
         is_resident = page == leaf.page and pool.resident.get(leaf.key) is leaf
@@ -75,9 +77,12 @@ def _tree_is_sound(pool: "BlockPool", require: Require) -> None:
 
 
 def _charges_add_up(pool: "BlockPool", require: Require) -> None:
-    taken: dict[str, Counter[Charge]] = {}
+    taken = Accounts()
     for block in pool.blocks():
-        taken.setdefault(block.tenant, Counter())[block.charge] += 1
-    for tenant in {*taken, *pool.charged}:
-        paid, owed = pool.charged.get(tenant), taken.get(tenant)
+        taken.charge(block)
+        require(block.payers is None or block.tenant in block.payers, f"page {block.page}: its tenant does not pay")
+    for tenant in {*taken.charged, *pool.accounts.charged}:
+        paid, owed = pool.accounts.charged.get(tenant), taken.charged.get(tenant)
         require(paid == owed, f"tenant {tenant!r} is charged {paid}, its pages are {owed}")
+    total = sum(kinds.total() for kinds in pool.accounts.charged.values())
+    require(total == len(pool.blocks()), f"{total} pages are charged, {len(pool.blocks())} are taken")

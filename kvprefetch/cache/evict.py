@@ -18,6 +18,7 @@ class Demand:
     speculative: bool
     now: float
     worth: float = inf  # a preload's index: it displaces only what has a lower one
+    shared: bool = False  # for blocks of a group's namespace: whoever uses them pays a part
 
 
 class Rank(NamedTuple):
@@ -113,7 +114,7 @@ def choose_victims(leaves: Iterable[Block], wanted: int, policy: Policy, demand:
         parent = block.parent
         if parent is None:
             continue
-        left = remaining.get(parent.page, len(parent.children)) - 1
+        left = remaining.get(parent.page, parent.fanout) - 1
         remaining[parent.page] = left
         if left == 0 and parent.refs == 0:
             offer(parent)

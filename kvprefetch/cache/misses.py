@@ -36,7 +36,7 @@ def explain(
     """
     misses: Counter[MissReason] = Counter()
     rules: Counter[str] = Counter()
-    diverged = bool(hits and pool.resident[keys[hits - 1]].children)
+    diverged = bool(hits and pool.resident[keys[hits - 1]].fanout)
     loaded = max(elsewhere - hits, 0)
     diverged = diverged and not loaded
     for key in keys[hits + loaded :]:

@@ -11,14 +11,18 @@ Promises
 - `check()` proves law 5.
 """
 
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from kvprefetch.cache.block import Block, Charge, Hold, Holder, State
+from kvprefetch.cache.accounts import Accounts
+from kvprefetch.cache.block import Block, Hold, Holder, State, Unused
 from kvprefetch.cache.check import check_pool
-from kvprefetch.cache.evict import Demand, Policy, choose_victims, lru
+from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.cache.line import CLAIM_S, Line, Order
+from kvprefetch.cache.orders import ByAge
+from kvprefetch.cache.shares import Shares
 from kvprefetch.errors import PoolFull
 
 
@@ -33,9 +37,12 @@ class Dropped(NamedTuple):
 class BlockPool:
     """Blocks in `pages` pages. See the module's promises."""
 
-    def __init__(self, pages: int, policy: Policy = lru, evicted_memory: int = 65_536) -> None:
+    def __init__(
+        self, pages: int, order: Order[Block] | None = None, evicted_memory: int = 65_536, claim_s: float = CLAIM_S
+    ) -> None:
         self.pages = pages
-        self.policy = policy
+        self.accounts = Accounts()
+        self.line: Line[Block] = Line(order or ByAge(), self.accounts, pages, claim_s)
         self.resident: dict[BlockKey, Block] = {}
         self.in_flight: dict[int, Block] = {}
         self.quarantined: dict[int, Block] = {}
@@ -50,7 +57,25 @@ class BlockPool:
         self._evicted_memory = evicted_memory
         self.free = list(range(pages - 1, -1, -1))  # a stack, lowest page on top
         self.leaves: dict[int, Block] = {}  # page → unreferenced resident block without children
-        self.charged: dict[str, Counter[Charge]] = defaultdict(Counter)  # tenant → pages, kept up step by step
+
+    @property
+    def order(self) -> Order[Block]:
+        """How each tenant's blocks stand in line."""
+        return self.line.order
+
+    @order.setter
+    def order(self, order: Order[Block]) -> None:
+        self.line.order = order
+        self._line_up()
+
+    @property
+    def shares(self) -> Shares:
+        """What each tenant may count on. Where they change nothing is evicted at once: it goes as room is needed."""
+        return self.line.shares
+
+    @shares.setter
+    def shares(self, shares: Shares) -> None:
+        self.line.rule(shares, self.pages)
 
     # -- looking ---------------------------------------------------------------------------------------
     @property
@@ -73,8 +98,9 @@ class BlockPool:
         return any(other.refs for other in _with_descendants(block))
 
     def charges(self) -> dict[str, Counter[str]]:
-        """Pages by tenant: "used", "speculative", "in_flight", "quarantined". O(tenants)."""
-        return {tenant: Counter({kind.value: n for kind, n in kinds.items()}) for tenant, kinds in self.charged.items()}
+        """Pages by tenant: "used", "speculative", "in_flight", "quarantined"; parts of pages in groups. O(tenants)."""
+        charged = self.accounts.charged
+        return {tenant: Counter({kind.value: n for kind, n in kinds.items()}) for tenant, kinds in charged.items()}
 
     # -- taking and giving back ------------------------------------------------------------------------
     def reserve(self, count: int, demand: Demand, *, or_fewer: bool = False) -> list[Block]:
@@ -83,8 +109,10 @@ class BlockPool:
         taken = []
         for _ in range(min(count, len(self.free))):
             block = Block(self.free.pop(), demand.tenant, State.IN_FLIGHT, demand.now, refs=1)
+            if demand.shared:
+                block.payers = {demand.tenant: demand.now}
             self.in_flight[block.page] = block
-            self._charge(block)
+            self.accounts.charge(block)
             taken.append(block)
         return taken
 
@@ -93,10 +121,10 @@ class BlockPool:
         missing = count - len(self.free)
         if missing <= 0:
             return
-        victims = choose_victims(self.leaves.values(), missing, self.policy, demand)
+        victims = self.line.choose(missing, demand, or_less)
         if len(victims) < missing and not or_less:
             raise PoolFull(f"{count} pages wanted, {len(self.free)} free, too few may be evicted")
-        for block, rule in victims:
+        for block, _, rule in victims:
             self.evict(block, rule)
 
     def publish(
@@ -114,14 +142,15 @@ class BlockPool:
             self._free_page(block)
             self.hold([twin])
             return twin
-        self._refund(block)
+        self.accounts.refund(block)
         block.state, block.key, block.parent = State.RESIDENT, key, parent
-        block.speculative, block.hold_until = speculative_until is not None, speculative_until or 0.0
-        self._charge(block)
+        if speculative_until is not None:
+            block.unused = Unused(speculative_until)
+        self.accounts.charge(block)
         self.resident[key] = block
         self.evicted.pop(key, None)
         if parent is not None:
-            parent.children[key] = block
+            parent.adopt(block)
             self.leaves.pop(parent.page, None)  # where nobody held it
             block.depth = parent.depth + 1
         return block
@@ -144,27 +173,35 @@ class BlockPool:
         if self.dropped:
             self._free_dropped()
 
-    def touch(self, blocks: Iterable[Block], now: float, session: str = "") -> int:
-        """A live request of `session` uses these; returns how many were speculative and unused until now."""
+    def touch(self, blocks: Iterable[Block], now: float, session: str = "", tenant: str = "") -> int:
+        """A live request of `session` uses these; returns how many were speculative and unused until now.
+
+        `tenant`: whose request it is, who pays its part of a group's blocks; all of a sequence must be among these.
+        """
         first_used = 0
         for block in blocks:
             block.last_used = max(block.last_used, now)
             block.session = session
-            if block.speculative:
+            if block.unused is not None:
                 first_used += 1
-                self._refund(block)
-                block.speculative = False
-                self._charge(block)
+                self.accounts.refund(block)
+                block.unused = None
+                self.accounts.charge(block)
+            if block.payers is not None and tenant:
+                self.accounts.use(block, tenant, now)
+            if block.page in self.leaves:
+                self.line.put(block)
         return first_used
 
     def extend_hold(self, blocks: Iterable[Block], until: float) -> None:
         """Unused speculative blocks among these keep their place at least until then."""
         for block in blocks:
-            block.hold_until = max(block.hold_until, until)
+            if block.unused is not None:
+                block.unused.hold_until = max(block.unused.hold_until, until)
 
     def evict(self, block: Block, rule: str) -> None:
         """Forget an unreferenced resident leaf; its page becomes free and its key is remembered."""
-        if block.refs or block.children or block.state is not State.RESIDENT:
+        if not block.is_leaf:
             raise ValueError(f"page {block.page} is not an unreferenced resident leaf")
         if block.parent is not None and not block.speculative:
             block.parent.last_used = max(block.parent.last_used, block.last_used)
@@ -177,9 +214,9 @@ class BlockPool:
     def quarantine(self, block: Block) -> None:
         """Take an in-flight block's page out of use: its bytes may still be written by somebody."""
         del self.in_flight[block.page]
-        self._refund(block)
+        self.accounts.refund(block)
         block.state = State.QUARANTINED
-        self._charge(block)
+        self.accounts.charge(block)
         self.quarantined[block.page] = block
 
     def resume(self, block: Block) -> None:
@@ -187,9 +224,9 @@ class BlockPool:
         if not block.refs:
             raise ValueError(f"quarantined page {block.page} has no holder to go on")
         del self.quarantined[block.page]
-        self._refund(block)
+        self.accounts.refund(block)
         block.state = State.IN_FLIGHT
-        self._charge(block)
+        self.accounts.charge(block)
         self.in_flight[block.page] = block
 
     def readmit(self, block: Block) -> None:
@@ -212,16 +249,18 @@ class BlockPool:
         self.hold(before.blocks)
         if before.blocks:
             self.holders.add(before)
-        for child in block.children.values():
+        orphans = block.children
+        block.disown(orphans)
+        for child in orphans:
             child.parent = None
             for other in _with_descendants(child):
                 other.depth -= block.depth + 1
         self._unlink(block)
         self._remember(block.key, rule)
-        block.children, block.parent = {}, None
-        self._refund(block)
+        block.parent = None
+        self.accounts.refund(block)
         block.state = State.DROPPED
-        self._charge(block)
+        self.accounts.charge(block)
         self.dropped[block.page] = Dropped(block, readers, before)
         self.moved += 1
         self._free_dropped()
@@ -238,7 +277,7 @@ class BlockPool:
             raise ValueError("these blocks do not fit: a page is taken, or a key or page is named twice")
         self.free = sorted(free - pages, reverse=True)
         for block in blocks:
-            self._charge(block)
+            self.accounts.charge(block)
             if block.state is State.RESIDENT:
                 self.resident[block.key] = block
                 self._note_leaf(block)
@@ -287,15 +326,16 @@ class BlockPool:
             raise ValueError(f"of {self.pages} pages, not all from {pages} on are free")
         self.free = sorted([*kept, *range(self.pages, pages)], reverse=True)
         self.pages = pages
+        self.line.rule(self.shares, pages)
 
     def sequences(self) -> list[list[Block]]:
         """Resident blocks as runs that follow each other: from a first block or a fork to the next fork or end."""
-        starts = [b for b in self.resident.values() if b.parent is None or len(b.parent.children) > 1]
+        starts = [b for b in self.resident.values() if b.parent is None or b.parent.fanout > 1]
         found = []
         for block in starts:
             run = [block]
-            while len(run[-1].children) == 1:
-                run.append(next(iter(run[-1].children.values())))
+            while run[-1].fanout == 1:
+                run += run[-1].children
             found.append(run)
         return found
 
@@ -310,7 +350,8 @@ class BlockPool:
 
     # -- within ----------------------------------------------------------------------------------------
     def _free_page(self, block: Block) -> None:
-        self._refund(block)
+        self.accounts.refund(block)
+        block.state = State.GONE
         self.free.append(block.page)
 
     def _free_dropped(self) -> None:
@@ -321,26 +362,21 @@ class BlockPool:
                 self.holders.discard(gone.before)
                 self.release(gone.before.blocks)  # one that was dropped, too, may be free now
 
-    def _charge(self, block: Block) -> None:
-        self.charged[block.tenant][block.charge] += 1
-
-    def _refund(self, block: Block) -> None:
-        kinds = self.charged[block.tenant]
-        kinds[block.charge] -= 1
-        if not kinds[block.charge]:
-            del kinds[block.charge]
-        if not kinds:
-            del self.charged[block.tenant]
-
     def _note_leaf(self, block: Block) -> None:
-        if block.state is State.RESIDENT and not block.refs and not block.children:
+        if block.is_leaf and block.page not in self.leaves:
             self.leaves[block.page] = block
+            self.line.put(block)
+
+    def _line_up(self) -> None:
+        """All leaves anew."""
+        for block in self.leaves.values():
+            self.line.put(block)
 
     def _unlink(self, block: Block) -> None:
         del self.resident[block.key]
         self.leaves.pop(block.page, None)
         if block.parent is not None:
-            del block.parent.children[block.key]
+            block.parent.disown([block])
             self._note_leaf(block.parent)
 
     def _remember(self, key: BlockKey, rule: str) -> None:
@@ -353,5 +389,5 @@ class BlockPool:
 def _with_descendants(block: Block) -> list[Block]:
     found = [block]
     for other in found:
-        found.extend(other.children.values())
+        found.extend(other.children)
     return found

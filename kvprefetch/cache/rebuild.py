@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kvprefetch.cache.block import Block, State
+from kvprefetch.cache.block import Block, State, Unused
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
 
@@ -31,7 +31,8 @@ def rebuild(pool: BlockPool, kept: Iterable[Kept], quarantined: Mapping[int, str
     for at, one in enumerate(kept):
         until = one.speculative_until
         block = Block(one.page, one.tenant, State.RESIDENT, now, key=one.key)
-        block.speculative, block.hold_until = until is not None, until or 0.0
+        if until is not None:
+            block.unused = Unused(until)
         if blocks.setdefault(one.key, block) is not block:
             raise ValueError(f"the key of block {at} is named twice")
         parents[one.key] = one.parent
@@ -39,7 +40,7 @@ def rebuild(pool: BlockPool, kept: Iterable[Kept], quarantined: Mapping[int, str
         parent = blocks.get(parents[key])
         if parent is not None:
             block.parent = parent
-            parent.children[key] = block
+            parent.adopt(block)
     _set_depths(blocks.values())
     doubtful = [Block(page, tenant, State.QUARANTINED, now) for page, tenant in quarantined.items()]
     pool.take_in([*blocks.values(), *doubtful])
@@ -54,7 +55,7 @@ def _set_depths(blocks: Iterable[Block]) -> None:
         while at is not None and at.page not in done:
             if at.page in above:  # a file may say anything
                 _, top = above.popitem()
-                del at.children[top.key]
+                at.disown([top])
                 top.parent = None
                 above[top.page] = top
                 break

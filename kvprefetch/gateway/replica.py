@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 from kvprefetch.cache.block import Block
-from kvprefetch.cache.evict import Demand, Evictable, Rank
+from kvprefetch.cache.evict import Demand, Evictable, Rank, choose_victims
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
 
@@ -46,7 +46,7 @@ class Replica(BlockPool):
     """See the module's promises."""
 
     def __init__(self, capacity_tokens: int | None, most: int = _MOST) -> None:
-        super().__init__(most, policy=_as_the_engine_does)
+        super().__init__(most)
         self._doubts = 0
         self.set_capacity(capacity_tokens)
 
@@ -62,11 +62,13 @@ class Replica(BlockPool):
         return max(self.limit - len(self.resident), 0)
 
     def make_room(self, count: int, demand: Demand, *, or_less: bool = False) -> None:
-        """Forget what the engine will have evicted."""
+        """Forget what the engine will have evicted, whoever is charged for it."""
         beyond = len(self.resident) + count - self.limit
+        missing = count - len(self.free)
         if beyond > 0:
-            count = len(self.free) + beyond + min(_SLACK, self.limit // 8)
-        super().make_room(count, demand, or_less=True)
+            missing = beyond + min(_SLACK, self.limit // 8)
+        for block, rule in choose_victims(self.leaves.values(), missing, _as_the_engine_does, demand):
+            self.evict(block, rule)
 
     def store(
         self, keys: Sequence[BlockKey], demand: Demand, session: str, kind: str = "", until: float = 0.0
@@ -79,8 +81,8 @@ class Replica(BlockPool):
         fresh: list[Block] = []
         reserved = self.reserve(len(keys) - len(found), demand, or_fewer=True)
         for block, key in zip(reserved, keys[len(found) :], strict=False):
-            block.session, block.kind = session, kind
             parent = self.publish(block, key, parent, speculative_until=until if demand.speculative else None)
+            parent.preloaded_for(session, kind)
             fresh.append(block)
         for block in found:  # the engine has read them again, if for nobody yet
             block.last_used = max(block.last_used, demand.now)
@@ -133,7 +135,7 @@ class Replica(BlockPool):
     def _forget_older_than(self, oldest: float) -> None:
         for leaf in [leaf for leaf in self.leaves.values() if leaf.last_used < oldest]:
             chain: Block | None = leaf
-            while chain is not None and not chain.children and not chain.refs and chain.last_used < oldest:
+            while chain is not None and not chain.fanout and not chain.refs and chain.last_used < oldest:
                 parent = chain.parent
                 self.evict(chain, "lru_of_the_engine")
                 chain = parent
@@ -142,7 +144,7 @@ class Replica(BlockPool):
         """This block and all behind it."""
         stack = [block]
         for other in stack:
-            stack.extend(other.children.values())
+            stack.extend(other.children)
         for other in reversed(stack):
             if not other.refs:
                 self.evict(other, "lru_of_the_engine")

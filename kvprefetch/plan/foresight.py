@@ -14,8 +14,9 @@ from typing import Any, Generic
 
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.evict import by_index
-from kvprefetch.cache.guard import Guard, guarded, key_path
+from kvprefetch.cache.guard import Guard, key_path
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.cache.orders import ByIndex
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.spans import Span
 from kvprefetch.errors import StateError
@@ -132,20 +133,20 @@ class Foresight(Generic[P]):
         """A speculative forward over positions `start`…`end` has published `blocks`."""
         self.rates.computed(start, end, seconds)
         for block in blocks:
-            block.session, block.kind = job.ticket.session, job.ticket.because
+            block.preloaded_for(job.ticket.session, job.ticket.because)
         self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
 
     def loaded(self, job: P, blocks: Sequence[Block]) -> None:
         """A speculative load has published `blocks`. What it cost, the loader has told the rates."""
         for block in blocks:
-            block.session, block.kind = job.ticket.session, job.ticket.because
+            block.preloaded_for(job.ticket.session, job.ticket.because)
         self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
 
     def used(self, blocks: Sequence[Block]) -> None:
         """A live request is about to use these for the first time: what was preloaded earns for its evidence."""
         for block in blocks:
-            if block.speculative:
-                self.planner.budget.earn((block.kind, block.tenant), self.block_tokens)
+            if block.unused is not None:
+                self.planner.budget.earn((block.unused.kind, block.tenant), self.block_tokens)
 
     # -- what is kept from run to run ------------------------------------------------------------------
     def saved(self) -> bytes:
@@ -195,8 +196,8 @@ class Foresight(Generic[P]):
 
     def index(self, block: Block | Span, now: float) -> float:
         """How well it pays to hold the block, per second."""
-        if block.speculative and isinstance(block, Block):
-            return block.fading * max(block.hold_until - now, 0.0)
+        if isinstance(block, Block) and block.unused is not None:
+            return block.unused.fading * max(block.unused.hold_until - now, 0.0)
         if self.sessions.is_current(block.session, block.last_used):
             return self.sessions.index(block.session, now)
         if self.sessions.is_quiet(block.session):
@@ -223,7 +224,7 @@ class Foresight(Generic[P]):
         self._stride = min(max(pages // _GUARDED, 1), _LONGEST_STRIDE)
         guard = Guard(max(pages // self._stride, 1), by_index(self.index))
         if self.rules:
-            self.pool.policy = guarded(by_index(self.index), guard)
+            self.pool.order = ByIndex(self.index, guard)
         return guard
 
     def _price(self, now: float) -> float:

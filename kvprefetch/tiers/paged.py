@@ -59,6 +59,6 @@ def discard_unused(pool: BlockPool, keys: Sequence[BlockKey], forget: Callable[[
 
 def usage_of(pool: BlockPool, block_bytes: int, counters: Mapping[str, int]) -> Usage:
     """The pool's figures in bytes."""
-    charged = {tenant: kinds.total() * block_bytes for tenant, kinds in pool.charged.items()}
+    charged = {tenant: round(kinds.total() * block_bytes) for tenant, kinds in pool.accounts.charged.items()}
     blocks = len(pool.resident)
     return Usage(blocks, blocks * block_bytes, pool.pages * block_bytes, charged, dict(counters))

@@ -192,7 +192,8 @@ class Speculator:
     def _preloaded(self, job: Job, decision: Decision, fresh: list[Block]) -> None:
         job.has_computed = True
         for block in fresh:
-            block.fading = decision.job.outlook.index / max(job.ticket.hold_s, 1e-9)
+            if block.unused is not None:
+                block.unused.fading = decision.job.outlook.index / max(job.ticket.hold_s, 1e-9)
 
     def _open(self, job: Job, decision: Decision, end: int, now: float) -> PagedSequence | None:
         """Hold what is resident and reserve pages up to `end` tokens; None: there is no room, and the job has ended."""

@@ -61,7 +61,7 @@ def test_the_page_of_a_dropped_block_is_not_given_while_somebody_may_read_it(hel
     let_go(pool, hold)
     pool.check()
     assert blocks[1].page in pool.free
-    assert blocks[1].state is State.DROPPED
+    assert blocks[1].state is State.GONE
 
 
 @pytest.mark.parametrize("order", [[2, 1, 0], [0, 1, 2], [1, 2, 0]])
