@@ -108,8 +108,8 @@ class _Draft(Generic[L]):
 
     asking: str = ""
     wanted: int = 0
-    victims: list[Victim[L]] = field(default_factory=list)
-    taken: set[L] = field(default_factory=set)
+    taken: dict[L, int] = field(default_factory=dict)  # pages of each, children before parents
+    rules: dict[L, str] = field(default_factory=dict)
     opened: set[L] = field(default_factory=set)  # that nothing would follow any more
     closed: Counter[L] = field(default_factory=Counter)  # by parent: children taken
     used: Counter[str] = field(default_factory=Counter)  # by tenant: pages that it would give up
@@ -159,11 +159,13 @@ class Line(Generic[L]):
             missing -= taken
         is_enough = missing <= 0 or or_fewer
         self._draft = _Draft()
-        for victim in draft.victims:
-            if not is_enough or victim.pages < victim.leaf.count:
-                self.put(victim.leaf)
         self._changed.update(draft.used, draft.fresh, (demand.tenant,))
-        return draft.victims if is_enough else []
+        if is_enough:
+            return [Victim(leaf, pages, draft.rules[leaf]) for leaf, pages in draft.taken.items()]
+        for leaf in draft.taken:
+            if leaf.is_leaf:
+                self.put(leaf)
+        return []
 
     # -- whose turn it is ------------------------------------------------------------------------------
     def _take_turn(self, missing: int, demand: Demand) -> int:
@@ -256,7 +258,6 @@ class Line(Generic[L]):
             first = self._first(queue, tenant, now)
             if first is None or first[2].last_used > oldest or first[0] >= worth:
                 break
-            heappop(queue.ranked)
             taken += self._pick(first[2], most - taken, rule)
         self._settle(tenant, now)
         return taken
@@ -268,18 +269,18 @@ class Line(Generic[L]):
             first = self._first_fresh(queue, tenant)
             if first is None or first[0] > until:
                 break
-            heappop(queue.fresh)
             taken += self._pick(first[2], most - taken, rule)
         self._settle(tenant, now)
         return taken
 
     def _pick(self, leaf: L, most: int, rule: str) -> int:
         """This one, or the end of it; how many blocks."""
-        draft, count, parent = self._draft, min(leaf.count, most), leaf.parent
-        draft.victims.append(Victim(leaf, count, rule))
-        draft.taken.add(leaf)
+        draft, parent, before = self._draft, leaf.parent, self._draft.taken.get(leaf, 0)
+        count = min(leaf.count - before, most)
+        draft.taken[leaf] = before + count
+        draft.rules.setdefault(leaf, rule)
         (draft.fresh if leaf.speculative else draft.used)[leaf.tenant] += count
-        if count == leaf.count and parent is not None:
+        if before + count == leaf.count and parent is not None:
             draft.closed[parent] += 1
             if draft.closed[parent] == parent.fanout and not parent.refs:
                 draft.opened.add(parent)
@@ -314,7 +315,8 @@ class Line(Generic[L]):
 
     def _is_in_line(self, leaf: L, tenant: str) -> bool:
         draft = self._draft
-        return (leaf.is_leaf or leaf in draft.opened) and leaf.tenant == tenant and leaf not in draft.taken
+        is_open = leaf.is_leaf or leaf in draft.opened
+        return is_open and leaf.tenant == tenant and draft.taken.get(leaf, 0) < leaf.count
 
     # -- what is known of tenants ----------------------------------------------------------------------
     def _excess(self, tenant: str) -> float:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count as count_from_zero
+from typing import ClassVar
 
 from kvprefetch.cache.evict import Demand, Rank
 from kvprefetch.errors import AccountingError, PoolFull
@@ -40,6 +41,18 @@ class Span:
     speculative: bool = False  # no live request has used it yet
     hold_until: float = 0.0
     children: dict[int, "Span"] = field(default_factory=dict)
+
+    payers: ClassVar[None] = None  # nobody shares a span's charge
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether its end may be cut off: unheld, and nothing behind it."""
+        return not self.refs and not self.children and self.count > 0
+
+    @property
+    def fanout(self) -> int:
+        """Spans that follow it."""
+        return len(self.children)
 
 
 SpanPolicy = Callable[[Span, Demand], Rank | None]
@@ -108,8 +121,8 @@ class SpanPool:
         for span, cut in victims:
             self.cut(span, cut)
 
-    def unreserve(self, count: int) -> None:
-        """Give a promise back."""
+    def unreserve(self, count: int, tenant: str) -> None:
+        """Give a promise to `tenant` back."""
         self.reserved -= count
 
     def hold(self, path: Path, count: int) -> None:
@@ -270,6 +283,7 @@ class SpanPool:
         upper.children = lower.children
         for child in upper.children.values():
             child.parent = upper
+        lower.count, lower.children = 0, {}
         self.leaves.pop(lower, None)
         self._note_leaf(upper)
 

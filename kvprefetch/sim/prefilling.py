@@ -91,7 +91,7 @@ class PrefillingWorker(SimWorker):
 
         def done() -> None:
             self.gpu_busy = False
-            self.gpu.unreserve(upto - here)
+            self.gpu.unreserve(upto - here, preload.tenant)
             session, tenant, until = preload.session, preload.tenant, preload.hold_until
             fresh = self.gpu.insert(path, upto, tenant, session, self.clock.now, until)
             self.moves.moved += fresh

@@ -32,6 +32,18 @@ class Live:
     ttft_s: float = 0.0
 
 
+class Line(Protocol):
+    """Requests that wait for their turn: who is to be served next comes out first."""
+
+    def append(self, live: Live, /) -> None:
+        """It waits for its turn, or for its next one."""
+
+    def popleft(self) -> Live:
+        """Whose turn it is; IndexError: nobody's."""
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Preload:
     """Bring the first `blocks` of `path` to the GPU and keep them until `hold_until` unless used."""
@@ -101,13 +113,13 @@ class SimWorker:
         self.machine, self.clock, self.strategy, self.record = machine, clock, strategy, record
         self.gpu = self._gpu_pool(machine.gpu_tokens // machine.block_tokens)
         host_tokens = machine.host_tokens if strategy.has_host else 0
-        self.host = LruPool(host_tokens // machine.block_tokens, strategy.merges)
+        self.host = self._host_pool(host_tokens // machine.block_tokens)
         self.gpu.on_first_use = self._note_use
         self.moves = Moves()
         self.unfinished: dict[str, Preload] = {}  # by session
         self.waiting: deque[Live] = deque()
-        self.prefilling: deque[Live] = deque()
-        self.loading: deque[Live] = deque()
+        self.prefilling: Line = deque()
+        self.loading: Line = deque()
         self.gpu_busy = self.link_busy = False
         self.gpu_seconds = 0.0
         self.active = 0
@@ -115,6 +127,9 @@ class SimWorker:
 
     def _gpu_pool(self, capacity: int) -> SpanPool:
         return SpanPool(capacity, self.strategy.gpu_policy, self.strategy.merges)
+
+    def _host_pool(self, capacity: int) -> SpanPool:
+        return LruPool(capacity, self.strategy.merges)
 
     # -- live requests ---------------------------------------------------------------------------------
     def arrive(self, request: Request) -> None:
@@ -153,7 +168,7 @@ class SimWorker:
     def _publish(self, live: Live, upto: int) -> None:
         """Blocks up to `upto` are resident, and held by the request."""
         request = live.request
-        self.gpu.unreserve(upto - live.held)
+        self.gpu.unreserve(upto - live.held, request.tenant)
         self.gpu.insert(request.path, upto, request.tenant, request.session, self.clock.now)
         self.gpu.release(request.path, live.held)
         self.gpu.hold(request.path, upto)
@@ -267,7 +282,7 @@ class SimWorker:
 
         def done() -> None:
             self.link_busy = False
-            self.gpu.unreserve(count)
+            self.gpu.unreserve(count, preload.tenant)
             session, tenant = preload.session, preload.tenant
             fresh = self.gpu.insert(path, here + count, tenant, session, self.clock.now, preload.hold_until)
             self.gpu.extend_hold(path, here + count, preload.hold_until)

@@ -1,6 +1,7 @@
 """Runs of blocks keep what single blocks keep: the replay's pool against the worker's."""
 
 from hashlib import sha256
+from itertools import product
 
 import hypothesis.strategies as st
 import pytest
@@ -8,15 +9,18 @@ from hypothesis import given
 from tiny_pools import BLOCK, keys_of, letters, live, owner, preload
 
 from kvprefetch.cache.evict import Demand, by_index, lru
+from kvprefetch.cache.fair_spans import FairSpanPool
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import PagedSequence
+from kvprefetch.cache.shares import Share, Shares
 from kvprefetch.cache.spans import Run, SpanPool
 from kvprefetch.errors import PoolFull, PoolTooSmall
 from kvprefetch.sim.trace import joined, runs_of
 
 PAGES = 6
 TREE = ["", "a", "b", "aa", "ab", "ba", "aaa", "aab", "abab", "aabb", "baab", "aaaaa", "bbbbbb"]
-NAMES = {"a": 100, "aa": 101, "aaa": 102, "aaaa": 103, "aaaaa": 104}  # one branch in one run, the others in pieces
+TENANTS = ["ann", "bob"]
+NAMES = {"anna": 90, "annaa": 91, "annaaa": 92, "a": 100, "aa": 101, "aaa": 102, "aaaa": 103, "aaaaa": 104}  # one branch in one run, the others in pieces
 
 
 def prompt(word: str) -> str:
@@ -24,77 +28,79 @@ def prompt(word: str) -> str:
     return "".join(letter * BLOCK for letter in word)
 
 
-def path(word: str) -> tuple[Run, ...]:
-    """The same as runs of names; equal prefixes have equal names."""
-    heads = [word[: n + 1] for n in range(len(word))]
+def path(word: str, tenant: str = "") -> tuple[Run, ...]:
+    """The same as runs of names; equal prefixes of one tenant have equal names."""
+    heads = [tenant + word[: n + 1] for n in range(len(word))]
     return joined(runs_of(NAMES.get(h, int.from_bytes(sha256(h.encode()).digest()[:6])) for h in heads))
 
 
 class Pair:
     """Both pools, told the same."""
 
-    def __init__(self) -> None:
-        self.blocks, self.spans = BlockPool(PAGES), SpanPool(PAGES, lru)
+    def __init__(self, shares: Shares) -> None:
+        self.blocks, self.spans = BlockPool(PAGES, claim_s=4), FairSpanPool(PAGES, shares=shares, claim_s=4)
+        self.blocks.shares = shares
         self.now = 0.0
         self.held: list[tuple[str, str, PagedSequence, bool]] = []
 
     def open(self, word: str, tenant: str, speculative: bool) -> None:
         self.now += 1
         demand = Demand(tenant, speculative, self.now)
-        sequence = PagedSequence(self.blocks, owner("all"), letters(prompt(word)), BLOCK)
+        sequence = PagedSequence(self.blocks, owner(tenant), letters(prompt(word)), BLOCK)
         try:
             sequence.open(len(prompt(word)), demand)
             sequence.complete(len(prompt(word)), speculative_until=self.now + 3 if speculative else None)
         except (PoolFull, PoolTooSmall):
             sequence = None
-        found = self.spans.match(path(word))
-        self.spans.hold(path(word), found)
+        way = path(word, tenant)
+        found = self.spans.match(way)
+        self.spans.hold(way, found)
         try:
             self.spans.reserve(len(word) - found, demand)
         except PoolFull:
-            self.spans.release(path(word), found)
+            self.spans.release(way, found)
             assert sequence is None
             return
         assert sequence is not None
-        self.spans.unreserve(len(word) - found)
+        self.spans.unreserve(len(word) - found, tenant)
         until = self.now + 3 if speculative else None
-        self.spans.insert(path(word), len(word), tenant, "s", self.now, until)
-        self.spans.release(path(word), found)
-        self.spans.hold(path(word), len(word))
+        self.spans.insert(way, len(word), tenant, "s", self.now, until)
+        self.spans.release(way, found)
+        self.spans.hold(way, len(word))
         if not speculative:
             self.touch(word, tenant, sequence)
         self.held.append((word, tenant, sequence, speculative))
 
     def touch(self, word: str, tenant: str, sequence: PagedSequence) -> None:
         self.blocks.touch(sequence.blocks, self.now)
-        for block in sequence.blocks:
-            block.tenant = tenant  # the replay charges the latest user
-        self.spans.touch(path(word), len(word), tenant, "s", self.now)
+        self.spans.touch(path(word, tenant), len(word), tenant, "s", self.now)
 
     def close(self, at: int) -> None:
         if self.held:
-            word, _, sequence, _ = self.held.pop(at % len(self.held))
+            word, tenant, sequence, _ = self.held.pop(at % len(self.held))
             sequence.close()
-            self.spans.release(path(word), len(word))
+            self.spans.release(path(word, tenant), len(word))
 
     def agree(self) -> None:
         self.spans.check()
-        for word in TREE:
-            assert self.spans.match(path(word)) == len(self.blocks.match(keys_of(prompt(word), "all"))), word
+        self.blocks.check()
+        for word, tenant in product(TREE, TENANTS):
+            there = len(self.blocks.match(keys_of(prompt(word), tenant)))
+            assert self.spans.match(path(word, tenant)) == there, word
 
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("open"), st.sampled_from(TREE[1:]), st.sampled_from(["ann", "bob"]), st.booleans()),
+        st.tuples(st.just("open"), st.sampled_from(TREE[1:]), st.sampled_from(TENANTS), st.booleans()),
         st.tuples(st.just("close"), st.integers(0, 5)),
     ),
     max_size=30,
 )
 
 
-@given(steps)
-def test_both_pools_keep_the_same_blocks(told: list[tuple]) -> None:
-    pair = Pair()
+@given(steps, st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.sampled_from([1.0, 3.0]))
+def test_both_pools_keep_the_same_blocks(told: list[tuple], guarantee: float, weight: float) -> None:
+    pair = Pair(Shares({"ann": Share(weight, guarantee)}))
     for verb, *arguments in told:
         getattr(pair, verb)(*arguments)
         pair.agree()

@@ -34,7 +34,7 @@ def test_both_pools_keep_the_same_blocks(seed: int) -> None:
             except PoolFull:
                 full.append(pool)
             else:
-                pool.unreserve(blocks - here)
+                pool.unreserve(blocks - here, "ann")
                 pool.insert(path, blocks, tenant, f"s{step % 5}", now, until)
                 if not speculative:
                     pool.touch(path, blocks, tenant, f"s{step % 5}", now)
