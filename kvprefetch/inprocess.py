@@ -178,6 +178,7 @@ class Local:
     def _stats(self) -> dict[str, Any]:
         pool = self.worker.pool
         self.worker.ledger.expire_holds(self.worker.clock())
+        self.worker.foresight.occupied(self.worker.clock())
         return {
             "model": self.engine.loaded.name,
             "device": str(self.engine.pool.device),
@@ -201,6 +202,7 @@ class Local:
                 "fallbacks": self.worker.foresight.guard.fallbacks,
             },
             "evidence": self.worker.foresight.stats(self.worker.clock()),
+            "speculation": self.worker.foresight.meters.stats(),
             "node": self.core.link.stats() if self.core.link else None,
         }
 

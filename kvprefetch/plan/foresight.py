@@ -18,11 +18,13 @@ from kvprefetch.cache.guard import Guard, key_path
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.orders import ByIndex
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.shares import Shares
 from kvprefetch.cache.spans import Span
 from kvprefetch.errors import StateError
 from kvprefetch.outcomes import Outcome
 from kvprefetch.plan.budget import Budget
 from kvprefetch.plan.library import Library
+from kvprefetch.plan.meter import SpeculationMeters
 from kvprefetch.plan.planner import Action, Candidate, Decision, Planner
 from kvprefetch.plan.planner import Job as Work
 from kvprefetch.plan.preload import P
@@ -54,12 +56,19 @@ class Foresight(Generic[P]):
     """See the module's promises."""
 
     def __init__(
-        self, pool: BlockPool, block_tokens: int, settings: SpeculationSettings, *, rules: bool = True
+        self,
+        pool: BlockPool,
+        block_tokens: int,
+        settings: SpeculationSettings,
+        *,
+        rules: bool = True,
+        page_bytes: int = 0,
     ) -> None:
         self.pool, self.block_tokens, self.rules = pool, block_tokens, rules
         self.sessions, self.trials, self.rates = Sessions(), Trials(), Rates()
         budget = Budget(settings.per_useful, settings.budget_tokens, 10 * settings.budget_tokens)
         self.planner = Planner(self._assess, budget, max_candidates=2 * settings.max_pending, longest_doze_s=_DOZE_S)
+        self.meters = SpeculationMeters(page_bytes)
         self.step_s = settings.step_s
         self.library: Library[P] = Library(settings.max_named)
         self.guard = self._new_guard()
@@ -135,12 +144,38 @@ class Foresight(Generic[P]):
         for block in blocks:
             block.preloaded_for(job.ticket.session, job.ticket.because)
         self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
+        self.worked(job, seconds)
 
-    def loaded(self, job: P, blocks: Sequence[Block]) -> None:
-        """A speculative load has published `blocks`. What it cost, the loader has told the rates."""
+    def worked(self, job: P, seconds: float) -> None:
+        """The engine was at it for so long; its tenant pays for that, whatever came of it."""
+        self.meters.computed(job.ticket.tenant, seconds)
+        self.planner.charge(job.ticket.tenant, seconds)
+
+    def loaded(self, job: P, blocks: Sequence[Block], seconds: float = 0.0) -> None:
+        """A speculative load has published `blocks`, in so long. What it cost, the loader has told the rates."""
         for block in blocks:
             block.preloaded_for(job.ticket.session, job.ticket.because)
         self.planner.budget.spend((job.ticket.because, job.ticket.tenant), len(blocks) * self.block_tokens)
+        self.meters.moved(job.ticket.tenant, len(blocks), seconds)
+        self.planner.charge(job.ticket.tenant, seconds)
+
+    def occupied(self, now: float) -> None:
+        """Unused speculation has lain in the pool since this was called last; it may be called at any time.
+
+        Where memory has a price, that is part of what its tenants have had: for what is held for a second, the price
+        of it times the seconds that it saves.
+        """
+        meters, price = self.meters, self.planner.load.price
+        seconds = meters.since_looked(now)
+        pages = {tenant: kinds["speculative"] for tenant, kinds in self.pool.charges().items()}
+        meters.resident(pages, now)
+        saved_s = self.prefill_s(0, self.block_tokens)
+        for tenant, count in pages.items():
+            self.planner.charge(tenant, price * count * saved_s * seconds)
+
+    def set_shares(self, shares: Shares) -> None:
+        """By which weights idle time is shared from now on."""
+        self.planner.weights = {tenant: share.weight for tenant, share in shares.named.items()}
 
     def used(self, blocks: Sequence[Block]) -> None:
         """A live request is about to use these for the first time: what was preloaded earns for its evidence."""

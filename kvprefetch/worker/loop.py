@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.shares import Shares, shares_of
 from kvprefetch.engines.batch import Abandoned
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.engines.render import Renderer
@@ -35,6 +36,7 @@ from kvprefetch.worker.speculation import Speculator
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Clock = Callable[[], float]
+_METERED_S = 1.0  # between two looks at who has how much speculation in the pool
 
 
 class Worker:
@@ -50,13 +52,16 @@ class Worker:
     ) -> None:
         self.engine, self.clock, self.link = engine, clock, link
         self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
-        self.foresight: Foresight[Job] = Foresight(self.pool, engine.block_tokens, settings.speculation)
+        self.foresight: Foresight[Job] = Foresight(
+            self.pool, engine.block_tokens, settings.speculation, page_bytes=engine.shape.bytes
+        )
         self.pool.on_evict = self._note_evicted
         self.ledger = Ledger()
         self.renderer = Renderer(engine.loaded.tokenizer)
         if link is not None:
             link.open(self.pool, self.post, lambda: bool(self.live) or self._announced > 0)
         self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, finished, link)
+        self._take_shares(shares_of(settings))
         self.preloads = Preloads(self.ledger, self.foresight, settings.speculation, engine.block_tokens)
         self.speculator = Speculator(
             engine, self.renderer, self.pool, self.preloads, settings.speculation, self._aside, link
@@ -66,6 +71,7 @@ class Worker:
         self._wake = threading.Condition()
         self._announced = 0  # live requests on their way
         self._closing = False
+        self._metered_at = -inf
         self._thread = threading.Thread(target=self._run, name="kvprefetch-worker", daemon=True)
         self._thread.start()
 
@@ -98,6 +104,13 @@ class Worker:
         """Run `action` on the loop's thread before its next step. Raises Closed."""
         with self._wake:
             self._post(action)
+
+    def set_shares(self, shares: Shares) -> None:
+        """What each tenant may count on from the next step on: in the pool, in live order and in idle time.
+
+        Raises Closed.
+        """
+        self.post(lambda: self._take_shares(shares))
 
     def call(self, action: Callable[[], T]) -> T:
         """Run `action` on the loop's thread and wait for its result; blocks for at most one step.
@@ -182,6 +195,9 @@ class Worker:
         now = self.clock()
         self.ledger.expire_holds(now)
         self.preloads.expire(now)
+        if now >= self._metered_at + _METERED_S or now < self._metered_at:
+            self._metered_at = now
+            self.foresight.occupied(now)
         if self.link is not None:
             self.link.offloader.pump(now)
         try:
@@ -196,6 +212,11 @@ class Worker:
             failure = WorkerFailed(f"the engine failed: {error}")
             failure.__cause__ = error
             self.live.fail_all(failure, now)
+
+    def _take_shares(self, shares: Shares) -> None:
+        self.shares = shares
+        self.live.turns.set_shares(shares)
+        self.foresight.set_shares(shares)
 
     def _is_closing(self) -> bool:
         return self._closing

@@ -183,7 +183,7 @@ class Speculator:
             self.loader.step(sequence, found, clock, budget_s=AHEAD_S, speculative_until=now + job.ticket.hold_s)
             fresh = sequence.blocks[start : sequence.shared]
             self._preloaded(job, decision, fresh)
-            self.foresight.loaded(job, fresh)
+            self.foresight.loaded(job, fresh, clock() - now)
         finally:
             sequence.close()
         if found.failed is not None:
@@ -224,6 +224,8 @@ class Speculator:
                 fresh = sequence.blocks[found:]
                 self._preloaded(job, decision, fresh)
                 self.foresight.computed(job, fresh, start, end, clock() - now)
+            else:
+                self.foresight.worked(job, clock() - now)
         except RuntimeError as error:  # what torch raises, out of memory included
             log.exception("a speculative forward failed")
             self.preloads.end(job, Result(Outcome.FAILED, start, f"the engine failed: {error}"), now)

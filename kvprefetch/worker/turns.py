@@ -10,6 +10,7 @@ but its own tenant's requests waiting.
 
 from collections.abc import Callable
 
+from kvprefetch.cache.shares import Shares
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.errors import PoolFull
 from kvprefetch.plan.counters import Counters
@@ -47,6 +48,11 @@ class Turns:
         """It waits for admission."""
         self.admission.came(request)
         self.waiting.add(request, request.tenant, self._work(request))
+
+    def set_shares(self, shares: Shares) -> None:
+        """What each tenant may count on from now on."""
+        self.admission.shares = shares
+        self.counters.weight = shares.weight
 
     def again(self, request: LiveRequest) -> None:
         """It has had its slice, or was loaded: it waits for the next, if there is one."""

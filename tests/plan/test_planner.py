@@ -188,7 +188,9 @@ def test_those_that_are_gone_leave_nothing_behind() -> None:
         world.offer("x", job(0.0 if number % 2 else 0.9))
         world.best(float(number))
         world.planner.withdraw("x")
-    assert len(world.planner._asleep) + len(world.planner._awake) <= 140
+    lines = world.planner._awake.values()
+    assert len(world.planner._asleep) + sum(len(line.entries) for line in lines) <= 140
+    assert len(world.planner._tenants) <= 66
 
 
 def test_a_doze_ends_in_time_even_where_holds_are_long() -> None:
