@@ -56,7 +56,7 @@ class LruPool(SpanPool):
     def _choose(self, missing: int, demand: Demand) -> list[tuple[Span, int]] | None:
         chosen: list[tuple[Span, int]] = []
         candidates, taken = self._speculative(demand), dict[Span, str]()
-        for tenant in [demand.tenant] if demand.speculative else list(self._used):
+        for tenant in self._open_to(demand):
             self._offer_oldest(tenant, candidates, demand, taken)
         remaining: dict[Span, int] = {}
         while missing > 0 and candidates:
@@ -75,6 +75,10 @@ class LruPool(SpanPool):
         for span, tenant in taken.items():
             heappush(self._used[tenant], (span.last_used, next(self._order), span))
         return chosen if missing <= 0 else None
+
+    def _open_to(self, demand: Demand) -> list[str]:
+        """Tenants whose used blocks it may take."""
+        return [demand.tenant] if demand.speculative else list(self._used)
 
     def _speculative(self, demand: Demand) -> list[_Candidate]:
         found: list[_Candidate] = []

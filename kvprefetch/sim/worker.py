@@ -29,6 +29,7 @@ class Live:
     computed: int = 0  # tokens
     gpu_blocks: int = 0  # found resident
     host_blocks: int = 0  # loaded
+    admitted_at: float = 0.0
     ttft_s: float = 0.0
 
 
@@ -120,6 +121,7 @@ class SimWorker:
         self.waiting: deque[Live] = deque()
         self.prefilling: Line = deque()
         self.loading: Line = deque()
+        self.apart: frozenset[str] = frozenset()  # tenants who bring engines of their own: only memory is shared
         self.gpu_busy = self.link_busy = False
         self.gpu_seconds = 0.0
         self.active = 0
@@ -162,6 +164,7 @@ class SimWorker:
             self.gpu.release(path, found)
             return False
         live.held = live.gpu_blocks = found
+        live.admitted_at = self.clock.now
         live.host_blocks = max(min(self.host.match(path), live.blocks) - found, 0)
         return True
 
@@ -176,6 +179,10 @@ class SimWorker:
 
     def _prefill(self, live: Live) -> None:
         live.computed = min(live.held * self.machine.block_tokens, live.request.tokens - 1)
+        if live.request.tenant in self.apart:
+            seconds = self.machine.prefill_s(live.computed, live.request.tokens)
+            self.clock.after(seconds, lambda: self._first_token(live))
+            return
         self.prefilling.append(live)
         self._serve_gpu()
 
