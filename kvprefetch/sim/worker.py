@@ -31,6 +31,7 @@ class Live:
     host_blocks: int = 0  # loaded
     admitted_at: float = 0.0
     ttft_s: float = 0.0
+    ends_at: float = 0.0
 
 
 class Line(Protocol):
@@ -215,10 +216,10 @@ class SimWorker:
         self.gpu.touch(request.path, live.blocks, request.tenant, request.session, now)
         self._keep_on_host(live)
         live.ttft_s = now - request.at
-        self.record(live)
         known = request.busy_s
-        end = now + request.out * self.machine.decode_s if known is None else max(now, request.at + known)
-        self.clock.at(end, lambda: self._end(live))
+        live.ends_at = now + request.out * self.machine.decode_s if known is None else max(now, request.at + known)
+        self.record(live)
+        self.clock.at(live.ends_at, lambda: self._end(live))
 
     def _end(self, live: Live) -> None:
         request, now = live.request, self.clock.now
