@@ -14,7 +14,7 @@ import hmac
 import json
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from hashlib import sha256
@@ -98,9 +98,20 @@ def extend_keys(keys: list[BlockKey], root: BlockKey, tokens: Sequence[int], blo
     key = keys[-1] if keys else root
     step = 4 * block_tokens
     for at in range(0, len(data), step):
-        key = sha256(key + data[at : at + step]).digest()
+        key = next_key(key, data[at : at + step])
         keys.append(key)
     return keys
+
+
+def next_key(key: BlockKey, data: bytes) -> BlockKey:
+    """The key of the block with this data (see `spans_of`) behind the one of `key`, or first below the root `key`."""
+    return sha256(key + data).digest()
+
+
+def spans_of(tokens: Sequence[int], block_tokens: int) -> Iterator[bytes]:
+    """What is hashed for each full block, one after the other. Raises InvalidRequest as `extend_keys`."""
+    for at in range(0, len(tokens) // block_tokens * block_tokens, block_tokens):
+        yield _encode(tokens[at : at + block_tokens])
 
 
 def _encode(tokens: Sequence[int]) -> bytes:

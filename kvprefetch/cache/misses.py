@@ -29,14 +29,16 @@ def explain(
     *,
     elsewhere: int = 0,
     failed: MissReason | None = None,
+    borrowed: int = 0,
 ) -> Lookup:
     """Give each missing key its reason. Call before the prompt announces its own keys.
 
     The first `elsewhere` keys lie in another tier; `failed`: why it could not say so of the rest, if it could not.
+    The first `borrowed` are shared with others: what follows those may be theirs, so it tells nothing.
     """
     misses: Counter[MissReason] = Counter()
     rules: Counter[str] = Counter()
-    diverged = bool(hits and pool.resident[keys[hits - 1]].fanout)
+    diverged = bool(hits > borrowed and pool.resident[keys[hits - 1]].fanout)
     loaded = max(elsewhere - hits, 0)
     diverged = diverged and not loaded
     for key in keys[hits + loaded :]:

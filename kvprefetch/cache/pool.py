@@ -155,6 +155,12 @@ class BlockPool:
             block.depth = parent.depth + 1
         return block
 
+    def charge_to(self, block: Block, tenant: str, *, shared: bool = False) -> None:
+        """Somebody else pays for this in-flight block from now on; `shared`: it is to be a group's."""
+        self.accounts.refund(block)
+        block.tenant, block.payers = tenant, {tenant: block.last_used} if shared else None
+        self.accounts.charge(block)
+
     def hold(self, blocks: Iterable[Block]) -> None:
         """Add one reference to each."""
         for block in blocks:

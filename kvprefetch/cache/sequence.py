@@ -7,24 +7,21 @@ Promises
   A fully cached prompt has `computed = len(tokens) − 1`: its last token is run again for its logits, and
   `written` keeps that run from writing into the shared page.
 - The last sampled token has no KV yet: only `complete` moves `computed`.
+- Its first blocks may be borrowed from shared namespaces (`cache.commons`), in the pool or loaded from another tier.
+  What it computes itself is published under its owner's own root, whatever it borrowed before (law 4).
 """
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 from kvprefetch.cache.block import Block
+from kvprefetch.cache.commons import Owner, borrow
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey, extend_keys
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.shares import OPERATOR
 from kvprefetch.errors import PoolTooSmall
 
-
-@dataclass(frozen=True)
-class Owner:
-    """Whose sequences these are: the root of their keys and who is charged."""
-
-    root: BlockKey
-    tenant: str
+__all__ = ["Owner", "PagedSequence"]
 
 
 class PagedSequence:
@@ -36,11 +33,14 @@ class PagedSequence:
         owner: Owner,
         tokens: Seq[int],
         block_tokens: int,
-        keys: Seq[BlockKey] = (),  # of the leading blocks, where already known
+        chain: Seq[BlockKey] = (),  # of the leading blocks, where already known
     ) -> None:
         self.pool, self.owner, self.block_tokens = pool, owner, block_tokens
         self.tokens = list(tokens)
-        self.keys = extend_keys(list(keys), owner.root, self.tokens, block_tokens)
+        self.chain = extend_keys(list(chain), owner.root, self.tokens, block_tokens)  # what it is known by
+        borrowed = borrow(owner, self.tokens, block_tokens)
+        self.borrowed = len(borrowed)  # leading keys of shared namespaces
+        self.keys = [*borrowed, *self.chain[self.borrowed :]] if borrowed else self.chain  # where its blocks are found
         self.blocks: list[Block] = []
         self.computed = 0
         self.shared = 0  # leading blocks that are resident
@@ -55,6 +55,16 @@ class PagedSequence:
     def pages(self) -> list[int]:
         """Physical pages in sequence order."""
         return [block.page for block in self.blocks]
+
+    def settle(self, elsewhere: int = 0) -> None:
+        """Before `open`: what was known of shared blocks may be gone; borrow what is there now.
+
+        The first `elsewhere` keys lie in another tier, from which they will be loaded.
+        """
+        for at, key in enumerate(self.keys[: self.borrowed]):
+            if at >= elsewhere and key not in self.pool.resident:
+                self._own_from(at)
+                return
 
     def open(self, capacity: int, demand: Demand) -> int:
         """Hold the resident prefix and reserve pages up to `capacity` tokens, all or nothing.
@@ -107,25 +117,17 @@ class PagedSequence:
         With `speculative_until`, they are charged as speculation on hold until that time.
         """
         self.computed = end
-        extend_keys(self.keys, self.owner.root, self.tokens, self.block_tokens)
-        published = []
-        while (self.shared + 1) * self.block_tokens <= end:
-            at, key = self.shared, self.keys[self.shared]
-            parent = self.blocks[at - 1] if at else None
-            mine = self.blocks[at]
-            block = self.pool.publish(mine, key, parent, speculative_until=speculative_until)
-            self.blocks[at] = block
-            if block is mine:
-                published.append(block)
-            self._withdraw(at)
-            self.shared += 1
-        return published
+        self._own_from(self.shared)
+        extend_keys(self.chain, self.owner.root, self.tokens, self.block_tokens)
+        if self.keys is not self.chain:
+            self.keys += self.chain[len(self.keys) :]
+        return self._publish(end // self.block_tokens, speculative_until)
 
     def loaded(self, blocks: int, *, speculative_until: float | None = None) -> list[Block]:
         """The next `blocks` pages hold what somebody else computed: publish them. Nothing beyond is computed yet."""
-        published = self.complete((self.shared + blocks) * self.block_tokens, speculative_until=speculative_until)
-        self.computed = min(self.computed, len(self.tokens) - 1)
-        return published
+        upto = self.shared + blocks
+        self.computed = min(upto * self.block_tokens, len(self.tokens) - 1)
+        return self._publish(upto, speculative_until)
 
     def close(self, *, quarantine: bool = False) -> list[Block]:
         """Drop all references; unpublished pages are freed, or quarantined (and returned). Idempotent."""
@@ -138,6 +140,39 @@ class PagedSequence:
         self.blocks = []
         self.pool.holders.discard(self)
         return doubtful
+
+    def _publish(self, upto: int, speculative_until: float | None) -> list[Block]:
+        published = []
+        for at in range(self.shared, upto):
+            mine, key = self.blocks[at], self.keys[at]
+            if at < self.borrowed:
+                self._charge_its_payer(mine, key)
+            parent = self.blocks[at - 1] if at else None
+            block = self.pool.publish(mine, key, parent, speculative_until=speculative_until)
+            self.blocks[at] = block
+            if block is mine:
+                published.append(block)
+            if at >= self.borrowed:
+                self.owner.filled(key)
+            self._withdraw(at)
+            self.shared += 1
+        return published
+
+    def _charge_its_payer(self, block: Block, key: BlockKey) -> None:
+        """A borrowed block was loaded into a page of ours."""
+        is_group = self.owner.commons is not None and self.owner.commons.is_group(key)
+        self.pool.charge_to(block, self.owner.tenant if is_group else OPERATOR, shared=is_group)
+
+    def _own_from(self, at: int) -> None:
+        """No block from this one on is borrowed."""
+        if at >= self.borrowed:
+            return
+        announced = range(at, min(self.borrowed, self._announced))
+        for each in announced:
+            self._withdraw(each)
+        self.keys = [*self.keys[:at], *self.chain[at:]] if at else self.chain
+        self.pool.announced.update(self.keys[each] for each in announced)
+        self.borrowed = at
 
     def _skip_cached(self) -> None:
         self.computed = max(self.computed, min(self.written, len(self.tokens) - 1))

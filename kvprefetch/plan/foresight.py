@@ -100,15 +100,17 @@ class Foresight(Generic[P]):
         if outcome in (Outcome.CANCELLED, Outcome.FAILED) and not job.has_computed:
             self.trials.withdraw(job.name)
 
-    def requested(self, session: str, tenant: str, keys: Sequence[BlockKey], now: float) -> None:
-        """A live request has been admitted. `keys` of its blocks."""
+    def requested(
+        self, session: str, tenant: str, keys: Sequence[BlockKey], now: float, borrowed: Sequence[BlockKey] = ()
+    ) -> None:
+        """A live request has been admitted. `keys` of its blocks; `borrowed`: others' that it begins with."""
         self._arrivals = self._arrivals * exp(-max(now - self._arrived_at, 0.0) / _ARRIVALS_S) + 1
         self._arrived_at = now
         if self.pool.pages != self._guarded_pages:  # it was given another size
             self.guard = self._new_guard()
         if self.rules:
             self.guard.requested(key_path(keys, self._stride), tenant, session, now)
-        self._judge(session, keys, now)
+        self._judge(session, keys, now, borrowed)
         if not session:
             return
         self.library.used(session, tenant, keys, now)
@@ -240,12 +242,12 @@ class Foresight(Generic[P]):
         return self.sessions.unknown_index(now - block.last_used)
 
     # -- within ----------------------------------------------------------------------------------------
-    def _judge(self, session: str, keys: Sequence[BlockKey], now: float) -> None:
+    def _judge(self, session: str, keys: Sequence[BlockKey], now: float, borrowed: Sequence[BlockKey]) -> None:
         """Which proposals has this request proved right?"""
         turn = self._turns.pop(session, None)
         if turn is not None:
-            self.trials.used(turn.name, _common(turn.keys, keys) / len(turn.keys), now)
-        for key in keys:
+            self.trials.used(turn.name, _common(turn.own_keys, keys) / len(turn.own_keys), now)
+        for key in (*keys, *borrowed):
             for name in self._watched.pop(key, ()):
                 self.trials.used(name, 1.0, now)
         if len(self._watched) > 2 * len(self.trials.open) + 64:  # what nobody used in time
@@ -329,7 +331,7 @@ class Foresight(Generic[P]):
             if job.is_next_turn:
                 self._turns[ticket.session] = job
             else:
-                self._watched.setdefault(job.keys[-1], []).append(job.name)
+                self._watched.setdefault(job.own_keys[-1], []).append(job.name)
         return self.trials.calibrated(ticket.because, ticket.tenant, claimed, idle)
 
 

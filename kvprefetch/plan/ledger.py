@@ -118,6 +118,10 @@ class Ledger:
         self.looked_up.update({"total": lookup.blocks, "hits": lookup.hits, "loaded": lookup.loaded})
         self.looked_up.update({reason.value: blocks for reason, blocks in lookup.misses.items()})
         self.evicted_by.update(lookup.rules)
+        self.note_use(keys, lookup, block_tokens)
+
+    def note_use(self, keys: Sequence[BlockKey], lookup: Lookup, block_tokens: int) -> None:
+        """Prefetches for these `keys` have come true as far as `lookup` found them: those borrowed from others, say."""
         for key in keys:
             for ticket in self._waiting.get(key, ()):
                 ticket.overtaken = True

@@ -34,7 +34,7 @@ class Library(Generic[P]):
         """A rendered context that is not merely a session's next turn."""
         if job.is_next_turn or not job.keys:
             return
-        key = job.keys[-1]
+        key = job.own_keys[-1]
         name = qualified(job.ticket.tenant, job.named) or key.hex()
         self._forget_name(key)
         self._contexts[key] = name, job.context

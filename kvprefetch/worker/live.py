@@ -113,8 +113,9 @@ class LiveQueue:
     def _open(self, request: LiveRequest, now: float) -> bool:
         """Admit it; False: it can never fit, and has ended. Raises PoolFull."""
         sequence, block = request.sequence, self.engine.block_tokens
-        hits = len(self.pool.match(sequence.keys))
         found = request.found
+        sequence.settle(found.blocks if found else 0)
+        hits = len(self.pool.match(sequence.keys))
         lookup = explain(
             self.pool,
             sequence.keys,
@@ -122,14 +123,17 @@ class LiveQueue:
             block,
             elsewhere=found.blocks if found else 0,
             failed=found.failed if found else None,
+            borrowed=sequence.borrowed,
         )
         try:
-            sequence.open(request.capacity, Demand(request.tenant, speculative=False, now=now))
+            demand = Demand(request.tenant, speculative=False, now=now, shared=sequence.owner.is_group)
+            sequence.open(request.capacity, demand)
         except PoolTooSmall as error:
             self._end_load(request)
             request.stream.put_end(error)
             return False
-        self.ledger.note_lookup(sequence.keys, lookup, block)
+        self.ledger.note_lookup(sequence.chain, lookup, block)
+        self.ledger.note_use(sequence.keys[: sequence.borrowed], lookup, block)
         self.active.append(request)
         self._fresh.append(request)
         request.stream.reused_tokens = sequence.computed
@@ -167,7 +171,8 @@ class LiveQueue:
         """Shared blocks that this request has come to hold are used from now on."""
         fresh = request.sequence.blocks[request.counted_shared : request.sequence.shared]
         self.foresight.used(fresh)
-        self.ledger.tokens_used += self.pool.touch(fresh, now, request.session) * self.engine.block_tokens
+        first_used = self.pool.touch(fresh, now, request.session, request.tenant)
+        self.ledger.tokens_used += first_used * self.engine.block_tokens
         request.counted_shared = request.sequence.shared
 
     def _rows(self, slices: Slices, now: float) -> list[tuple[LiveRequest, Row]]:
@@ -200,7 +205,7 @@ class LiveQueue:
         was_active = request not in self.waiting
         self._end_load(request)
         self._count_use(request, now)
-        self.pool.touch(request.sequence.blocks[: request.sequence.shared], now, request.session)
+        self.pool.touch(request.sequence.blocks[: request.sequence.shared], now, request.session, request.tenant)
         request.sequence.close()
         self.turns.forget(request)
         if was_active:
@@ -222,10 +227,11 @@ class LiveQueue:
         """Let the predictor hear of the admitted: after their first forward, as no first token waits for it then."""
         fresh, self._fresh = self._fresh, []
         for request in fresh:
-            self.foresight.requested(request.session, request.tenant, request.sequence.keys, now)
+            keys, borrowed = request.sequence.chain, request.sequence.keys[: request.sequence.borrowed]
+            self.foresight.requested(request.session, request.tenant, keys, now, borrowed)
 
     def _turn_ended(self, request: LiveRequest, kind: str, now: float) -> None:
-        keys = request.sequence.keys
+        keys = request.sequence.chain
         self.foresight.turn_ended(request.session, request.tenant, kind, len(request.prompt), keys, now)
 
 

@@ -17,6 +17,7 @@ from math import inf
 from typing import TypeVar
 
 from kvprefetch.cache.block import Block
+from kvprefetch.cache.commons import Commons
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.shares import Shares, shares_of
 from kvprefetch.engines.batch import Abandoned
@@ -52,6 +53,7 @@ class Worker:
     ) -> None:
         self.engine, self.clock, self.link = engine, clock, link
         self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
+        self.commons = Commons()
         self.foresight: Foresight[Job] = Foresight(
             self.pool, engine.block_tokens, settings.speculation, page_bytes=engine.shape.bytes
         )
@@ -227,6 +229,8 @@ class Worker:
 
     def _note_evicted(self, block: Block, rule: str) -> None:
         self.ledger.note_evicted(block.key)
+        if self.link is None:
+            self.commons.forget(block.key)  # else it may lie in the arena
 
     def _shut_down(self, error: Exception) -> None:
         with self._wake:

@@ -13,7 +13,6 @@ from typing import Any
 
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.evict import Demand
-from kvprefetch.cache.keys import block_keys
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import PagedSequence
 from kvprefetch.contexts import unqualified
@@ -126,8 +125,9 @@ class Speculator:
             return
         job.tokens = tokens[: len(tokens) // block * block]  # a partial block has no key and cannot be shared
         job.size = len(job.tokens)
-        job.keys = block_keys(job.owner.root, job.tokens, block)
-        self.ledger.start(job.ticket, job.keys, len(self.pool.match(job.keys)))
+        sequence = PagedSequence(self.pool, job.owner, job.tokens, block)  # may borrow what the arena holds
+        job.chain, job.keys = sequence.chain, sequence.keys
+        self.ledger.start(job.ticket, job.chain, len(self.pool.match(job.keys)))
         self._offer(job, now)
 
     def _offer(self, job: Job, now: float) -> None:
@@ -173,11 +173,12 @@ class Speculator:
         assert self.loader is not None
         now = clock()
         job.elsewhere = found.blocks  # where some are gone meanwhile, they are computed
+        sequence = self._sequence(job)
         start = len(self.pool.match(job.keys))
         if found.blocks <= start:
             return
-        sequence = self._open(job, decision, min(found.blocks, len(job.keys)) * self.engine.block_tokens, now)
-        if sequence is None:
+        end = min(found.blocks, len(job.keys)) * self.engine.block_tokens
+        if not self._open(sequence, job, decision, end, now):
             return
         try:
             self.loader.step(sequence, found, clock, budget_s=AHEAD_S, speculative_until=now + job.ticket.hold_s)
@@ -195,29 +196,40 @@ class Speculator:
             if block.unused is not None:
                 block.unused.fading = decision.job.outlook.index / max(job.ticket.hold_s, 1e-9)
 
-    def _open(self, job: Job, decision: Decision, end: int, now: float) -> PagedSequence | None:
-        """Hold what is resident and reserve pages up to `end` tokens; None: there is no room, and the job has ended."""
-        assert job.tokens is not None
+    def _open(self, sequence: PagedSequence, job: Job, decision: Decision, end: int, now: float) -> bool:
+        """Hold what is resident and reserve pages up to `end` tokens; False: there is no room: the job has ended."""
         found = self.pool.match(job.keys)
-        sequence = PagedSequence(self.pool, job.owner, job.tokens, self.engine.block_tokens, job.keys)
-        demand = Demand(job.ticket.tenant, speculative=True, now=now, worth=decision.job.outlook.index)
+        demand = Demand(
+            job.ticket.tenant,
+            speculative=True,
+            now=now,
+            worth=decision.job.outlook.index,
+            shared=job.owner.is_group,
+        )
         try:
             sequence.open(end, demand)
         except PoolError as error:
             self.pool.extend_hold(found, now + job.ticket.hold_s)
             self.preloads.end(job, Result(Outcome.CLIPPED, len(found) * self.engine.block_tokens, str(error)), now)
-            return None
+            return False
+        return True
+
+    def _sequence(self, job: Job) -> PagedSequence:
+        """A sequence for it, not open; `job.keys` say where its blocks are found now."""
+        assert job.tokens is not None
+        sequence = PagedSequence(self.pool, job.owner, job.tokens, self.engine.block_tokens, job.chain)
+        sequence.settle(job.elsewhere)
+        job.chain, job.keys = sequence.chain, sequence.keys
         return sequence
 
     def _compute(self, job: Job, decision: Decision, clock: Callable[[], float], abandon: Callable[[], bool]) -> None:
         now = clock()
         job.why = decision.because
-        assert job.tokens is not None
+        sequence = self._sequence(job)
         found = len(self.pool.match(job.keys))
         start = found * self.engine.block_tokens
-        end = slice_end(start, len(job.tokens), self._chunk())
-        sequence = self._open(job, decision, end, now)
-        if sequence is None:
+        end = slice_end(start, len(sequence.tokens), self._chunk())
+        if not self._open(sequence, job, decision, end, now):
             return
         try:
             if self._run(sequence, end, now + job.ticket.hold_s, abandon):
