@@ -1,0 +1,81 @@
+"""How memory and engine are shared, by name: the baselines of `fairness.py`, and ours."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvprefetch.cache.shares import Share, Shares
+from kvprefetch.cache.spans import SpanPool
+from kvprefetch.errors import InvalidRequest
+from kvprefetch.sim.baselines import Reactive
+from kvprefetch.sim.clock import VirtualClock
+from kvprefetch.sim.divided import DividedWorker
+from kvprefetch.sim.lru_pool import LruPool
+from kvprefetch.sim.machine import Machine
+from kvprefetch.sim.maxmin import MaxMinPool
+from kvprefetch.sim.ours import ByIndex
+from kvprefetch.sim.worker import Live, SimWorker
+
+Record = Callable[[Live], None]
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Who shares, and what each is guaranteed: `guarantee` of an equal share, a fraction from 0 to 1."""
+
+    tenants: tuple[str, ...]  # a flood's among them
+    guarantee: float = 0.5
+
+    @property
+    def shares(self) -> Shares:
+        """Equal ones."""
+        each = self.guarantee / len(self.tenants)
+        return Shares({tenant: Share(guarantee=each) for tenant in self.tenants})
+
+
+class LruWorker(SimWorker):
+    """One memory for all, least recently used out first."""
+
+    def _gpu_pool(self, capacity: int) -> SpanPool:
+        return LruPool(capacity, self.strategy.merges)
+
+
+class MaxMinWorker(SimWorker):
+    """One memory for all, of which whoever keeps most gives way."""
+
+    def _gpu_pool(self, capacity: int) -> SpanPool:
+        return MaxMinPool(capacity)
+
+    def _host_pool(self, capacity: int) -> SpanPool:
+        return MaxMinPool(capacity)
+
+
+def _lru(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
+    return LruWorker(machine, clock, Reactive(), record)
+
+
+def _by_index(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
+    return SimWorker(machine, clock, ByIndex(), record)
+
+
+def _maxmin(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
+    return MaxMinWorker(machine, clock, Reactive(), record)
+
+
+def _static(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
+    return DividedWorker(machine, clock, sharing.tenants, record)
+
+
+Maker = Callable[[Machine, VirtualClock, Record, Sharing], SimWorker]
+POLICIES: dict[str, Maker] = {"reactive": _lru, "by-index": _by_index, "maxmin": _maxmin, "static": _static}
+"""`reactive` is global LRU. A name may end in `:F`, what each is guaranteed, as a fraction of an equal share."""
+
+
+def maker_of(
+    policy: str, tenants: Sequence[str]
+) -> tuple[Sharing, Callable[[Machine, VirtualClock, Record], SimWorker]]:
+    """Who shares what under this policy, and a maker of its workers. Raises InvalidRequest for an unknown name."""
+    word, _, guarantee = policy.partition(":")
+    if word not in POLICIES:
+        raise InvalidRequest(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
+    sharing = Sharing(tuple(tenants), float(guarantee) if guarantee else 0.5)
+    return sharing, lambda machine, clock, record: POLICIES[word](machine, clock, record, sharing)
