@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 from tiny_pools import keep, opened
 
-from kvprefetch.cache.block import Block, Charge, State
+from kvprefetch.cache.block import Block, Charge, State, Unused
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import PagedSequence
 from kvprefetch.errors import AccountingError
@@ -112,7 +112,7 @@ def a_block_is_listed_under_another_key(s: Scene) -> None:
 
 
 def a_parent_does_not_list_its_child(s: Scene) -> None:
-    s.held.blocks[0].children.clear()
+    s.held.blocks[0].disown([s.held.blocks[1]])
 
 
 def a_parent_is_not_resident(s: Scene) -> None:
@@ -124,7 +124,7 @@ def a_block_is_at_another_depth(s: Scene) -> None:
 
 
 def a_listed_child_is_gone(s: Scene) -> None:
-    s.leaf.children[b"stray"] = stray()
+    s.leaf.adopt(stray())
     s.pool.leaves.pop(s.leaf.page)
 
 
@@ -149,7 +149,7 @@ def a_leaf_is_listed_under_a_foreign_page(s: Scene) -> None:
 
 
 def a_speculative_page_is_charged_as_used(s: Scene) -> None:
-    s.leaf.speculative = True
+    s.leaf.unused = Unused(60.0)
 
 
 def a_page_is_charged_to_somebody_else(s: Scene) -> None:
@@ -157,11 +157,15 @@ def a_page_is_charged_to_somebody_else(s: Scene) -> None:
 
 
 def nobody_is_charged(s: Scene) -> None:
-    s.pool.charged.clear()
+    s.pool.accounts.charged.clear()
 
 
 def a_tenant_without_pages_is_charged(s: Scene) -> None:
-    s.pool.charged["mallory"][Charge.USED] += 1
+    s.pool.accounts.charged["mallory"][Charge.USED] += 1
+
+
+def a_groups_block_is_answered_for_by_a_stranger(s: Scene) -> None:
+    s.leaf.payers = {"bob": 0.0}
 
 
 STORIES: dict[Callable[[Scene], None], str] = {
@@ -192,6 +196,7 @@ STORIES: dict[Callable[[Scene], None], str] = {
     a_page_is_charged_to_somebody_else: "is charged",
     nobody_is_charged: "is charged None",
     a_tenant_without_pages_is_charged: "tenant 'mallory' is charged",
+    a_groups_block_is_answered_for_by_a_stranger: "its tenant does not pay",
 }
 
 

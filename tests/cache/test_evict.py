@@ -1,7 +1,9 @@
+"""The rules for one pool that serves all alike, and the order in which `BlockPool` has them."""
+
 import pytest
 from tiny_pools import keep, keys_of, live, opened, preload, resident
 
-from kvprefetch.cache.block import Block, State
+from kvprefetch.cache.block import Block, State, Unused
 from kvprefetch.cache.evict import Demand, Rank, choose_victims, lru
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.errors import PoolFull
@@ -9,14 +11,10 @@ from kvprefetch.errors import PoolFull
 
 def block(tenant: str, last_used: float = 0.0, hold_until: float | None = None) -> Block:
     """A resident block: used, or unused speculation if a hold is given."""
-    return Block(
-        0,
-        tenant,
-        State.RESIDENT,
-        last_used,
-        speculative=hold_until is not None,
-        hold_until=hold_until or 0.0,
-    )
+    found = Block(0, tenant, State.RESIDENT, last_used)
+    if hold_until is not None:
+        found.unused = Unused(hold_until)
+    return found
 
 
 USED = {"last_used": 3.0}
@@ -84,9 +82,18 @@ def mixed_pool() -> tuple[BlockPool, dict[str, str]]:
     return pool, texts
 
 
-def test_for_a_live_request_expired_speculation_goes_first_then_that_of_others_then_the_oldest() -> None:
+def test_for_a_live_request_expired_speculation_goes_first_then_that_of_others_then_of_who_has_the_most() -> None:
+    """That is ann, the more so with each page: her oldest, whether used or not, before the one of bob."""
     pool, texts = mixed_pool()
-    assert texts_by_eviction(pool, texts, live("ann", now=50.0)) == ["olda", "oldb", "holb", "usea", "useb", "hola"]
+    assert texts_by_eviction(pool, texts, live("ann", now=50.0)) == ["olda", "oldb", "holb", "usea", "hola", "useb"]
+    assert [pool.evicted[keys_of(text, texts[text])[0]] for text in texts] == [
+        "lru",
+        "over_share",
+        "lru",
+        "speculative_of_other_tenant",
+        "hold_expired",
+        "hold_expired",
+    ]
 
 
 def test_a_preload_displaces_its_own_speculation_then_its_own_blocks_and_nobody_elses() -> None:
@@ -136,7 +143,7 @@ def test_victims_are_children_before_parents() -> None:
     assert [victim.key for victim in order[:1]] == [keys_of("aaaabbbb")[1]]
     assert order[-1] is trunk
     for victim in order:
-        assert all(order.index(child) < order.index(victim) for child in victim.children.values())
+        assert all(order.index(child) < order.index(victim) for child in victim.children)
 
 
 def test_a_parent_stays_while_one_of_its_children_does() -> None:
