@@ -1,67 +1,63 @@
-"""Tenants that share memory and engine: what fairness costs, and what it protects."""
+"""Tenants that share memory and engine: what fairness protects, and what it costs.
+
+python bench/fairness.py DATA --json bench/results/fairness.json --picture bench/results/fairness.png
+"""
 
 import argparse
-import time
+import os
+import sys
 from pathlib import Path
 
-from fairness_policies import maker_of
+from fairness_runs import ENGINE, MEMORY, QUIET, Runner, Setting, Task, find_traces
+from results_format import Results, hardware
 
-from kvprefetch.sim.formats import read_trace
-from kvprefetch.sim.machine import Machine
-from kvprefetch.sim.tenants import Dealing, Flood, deal, read_profiles
-from kvprefetch.sim.together import Together, between, gpu_hit, hit, jain, ttft_p99, worst_window
+from kvprefetch.errors import KVPrefetchError
 
 
 def main() -> None:
-    o = argparse.ArgumentParser()
-    o.add_argument("data", type=Path)
-    o.add_argument("--policies", default="reactive,maxmin,static")
-    o.add_argument("--k", type=int, default=16)
-    o.add_argument("--seed", type=int, default=0)
-    o.add_argument("--hours", type=float, default=24)
-    o.add_argument("--concurrency", type=float, default=16)
-    o.add_argument("--quick", action="store_true")
-    o.add_argument("--engine", action="store_true", help="engine test at 0.1 and 0.5/s, too")
-    o = o.parse_args()
-    trace = read_trace(o.data / "agent_sessions.jsonl.gz", "kv-cache-tester", 1)
-    h = o.hours * 3600
-    trace = deal(trace, read_profiles(o.data / "client_rates.jsonl.gz"), Dealing(o.k, o.concurrency, h, o.seed))
-    t = time.perf_counter()
-    run = Together(trace, Machine())
-    print(
-        f"requests {len(trace.requests())} sessions {len(trace.sessions)} tenants {len(run.tenants)} pressure {run.pressure:.2f}  {time.perf_counter() - t:.1f} s"
-    )
-    print([sum(len(s) for s in trace.sessions if s[0].tenant == x) for x in run.tenants])
-    lo, hi = h / 3, 2 * h / 3
-    flood = Flood(0.5, lo, hi).requests(64, o.seed)
-    block = run.machine.block_tokens
-    print(
-        f"{'policy':<18}{'gpu':>7}{'all':>7}{'jain':>7}{'worst':>8}{'n':>6}{'below':>6} | {'mid gpu':>8}{'all':>7} | {'flood gpu':>8}{'all':>7}{'kept':>7}{'kept':>7}{'p99':>8}{'->':>8}{'worst':>8}{'below':>6} wall"
-    )
-    for p in o.policies.split(","):
-        sharing, make = maker_of(p, [*run.tenants, "flood"])
-        g = lambda t: sharing.shares.guaranteed(t, run.machine.gpu_tokens // block)
-        t = time.perf_counter()
-        a = run.serve(make)
-        ta = time.perf_counter() - t
-        t = time.perf_counter()
-        b = run.serve(make, flood, apart=True)
-        tb = time.perf_counter() - t
-        am, bm = between(a, lo, hi), between(b, lo, hi)
-        wa, wb = worst_window(a, g), worst_window(b, g)
-        print(
-            f"{p:<18}{gpu_hit(a):7.3f}{hit(a):7.3f}{jain(a):7.3f}{wa.points:8.1f}{wa.windows:6}{wa.below:6} | {gpu_hit(am):8.3f}{hit(am):7.3f} | {gpu_hit(bm):8.3f}{hit(bm):7.3f}{gpu_hit(bm) / gpu_hit(am):7.3f}{hit(bm) / hit(am):7.3f}{ttft_p99(am):8.2f}{ttft_p99(bm):8.2f}{wb.points:8.1f}{wb.below:6} {ta:.1f}+{tb:.1f}",
-            flush=True,
-        )
-        if o.engine:
-            for rate in (0.1, 0.5):
-                f = Flood(rate, lo, min(hi, lo + 4 * 3600)).requests(64, o.seed)
-                x = between(run.serve(make, f), lo, lo + 4 * 3600)
-                y = between(a, lo, lo + 4 * 3600)
-                print(
-                    f"    engine {rate}/s p99 {ttft_p99(y):.2f} -> {ttft_p99(x):.2f}  gpu {gpu_hit(y):.3f} -> {gpu_hit(x):.3f}",
-                    flush=True,
-                )
+    options = _options()
+    print(hardware())
+    results = Results("fairness", seed=options.seeds[0])
+    try:
+        traces = find_traces(options.data)
+        runner = Runner(options.processes, results)
+        for path in (traces.sessions, *([traces.requests] if options.all and traces.requests else [])):
+            horizon = options.hours * 3600 if path == traces.sessions else 3600.0
+            for k in options.k:
+                settings = [
+                    Setting(path, traces.kind_of(path), traces.rates, k, seed, horizon) for seed in options.seeds
+                ]
+                scenes = [(QUIET, 0.0), (MEMORY, 0.5), *([(ENGINE, 0.1), (ENGINE, 0.5)] if options.engine else [])]
+                tasks = [Task(s, p, *scene) for s in settings for p in options.policies for scene in scenes]
+                runner.run(f"K = {k}", tasks)
+        runner.write(options.json)
+        runner.close()
+    except KVPrefetchError as error:
+        sys.exit(f"bench/fairness.py: {error}")
 
 
-main()
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the traces")
+    parser.add_argument("--json", type=Path, help="write the results here, after every section")
+    parser.add_argument("--picture", type=Path, help="write the chart here, a PNG")
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="of what is drawn (default 0,1,2)")
+    parser.add_argument("--k", type=_numbers, default=[4, 16, 64], help="tenants (default 4,16,64)")
+    parser.add_argument("--policies", type=lambda text: text.split(","), default=["reactive", "maxmin", "static"])
+    parser.add_argument("--hours", type=float, default=24.0, help="of each run, virtual (default 24)")
+    parser.add_argument("--engine", action="store_true")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the first seed and 16 tenants alone")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: one per core)")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.k = options.seeds[:1], [16] if 16 in options.k else options.k[:1]
+    return options
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

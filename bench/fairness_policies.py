@@ -1,11 +1,12 @@
 """How memory and engine are shared, by name: the baselines of `fairness.py`, and ours."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvprefetch.cache.shares import Share, Shares
 from kvprefetch.cache.spans import SpanPool
 from kvprefetch.errors import InvalidRequest
+from kvprefetch.settings import FairnessSettings
 from kvprefetch.sim.baselines import Reactive
 from kvprefetch.sim.clock import VirtualClock
 from kvprefetch.sim.divided import DividedWorker
@@ -20,10 +21,10 @@ Record = Callable[[Live], None]
 
 @dataclass(frozen=True)
 class Sharing:
-    """Who shares, and what each is guaranteed: `guarantee` of an equal share, a fraction from 0 to 1."""
+    """Who shares, and what each is guaranteed: a fraction of an equal share."""
 
     tenants: tuple[str, ...]  # a flood's among them
-    guarantee: float = 0.5
+    guarantee: float = FairnessSettings().guarantee
 
     @property
     def shares(self) -> Shares:
@@ -53,6 +54,10 @@ def _lru(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing
     return LruWorker(machine, clock, Reactive(), record)
 
 
+def _fifo(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
+    return LruWorker(replace(machine, slice_s=None), clock, Reactive(), record)
+
+
 def _by_index(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
     return SimWorker(machine, clock, ByIndex(), record)
 
@@ -66,16 +71,24 @@ def _static(machine: Machine, clock: VirtualClock, record: Record, sharing: Shar
 
 
 Maker = Callable[[Machine, VirtualClock, Record, Sharing], SimWorker]
-POLICIES: dict[str, Maker] = {"reactive": _lru, "by-index": _by_index, "maxmin": _maxmin, "static": _static}
-"""`reactive` is global LRU. A name may end in `:F`, what each is guaranteed, as a fraction of an equal share."""
+POLICIES: dict[str, Maker] = {
+    "fifo": _fifo,
+    "reactive": _lru,
+    "by-index": _by_index,
+    "maxmin": _maxmin,
+    "static": _static,
+}
+"""`reactive` is global LRU with prefill in turns, `fifo` the same with whole prompts, first come, first served."""
 
 
 def maker_of(
     policy: str, tenants: Sequence[str]
 ) -> tuple[Sharing, Callable[[Machine, VirtualClock, Record], SimWorker]]:
-    """Who shares what under this policy, and a maker of its workers. Raises InvalidRequest for an unknown name."""
+    """Who shares what under this policy, and a maker of its workers; `:F` after its name guarantees everyone F of an
+    equal share. Raises InvalidRequest for an unknown name.
+    """
     word, _, guarantee = policy.partition(":")
     if word not in POLICIES:
         raise InvalidRequest(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
-    sharing = Sharing(tuple(tenants), float(guarantee) if guarantee else 0.5)
+    sharing = Sharing(tuple(tenants), float(guarantee)) if guarantee else Sharing(tuple(tenants))
     return sharing, lambda machine, clock, record: POLICIES[word](machine, clock, record, sharing)

@@ -5,7 +5,7 @@ follows from it is labelled synthetic.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -21,6 +21,7 @@ LEAD_S = 12 * 3600.0
 _SCOPE = 1 << 50  # names of one session's blocks, or of one tenant's tools, stay apart from all others'
 _UNIQUE = 1 << 80  # names of a flood's blocks
 
+Session = tuple[Request, ...]
 Profile = tuple[float, ...]
 """A client's requests per second, in windows of `WINDOW_S`."""
 
@@ -33,6 +34,7 @@ class Dealing:
     concurrency: float = 16.0
     horizon_s: float = 24 * 3600.0
     seed: int = 0
+    kept: float = 1.0  # share of the sessions of a trace whose times are on one clock already
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,26 @@ def read_profiles(path: Path) -> list[Profile]:
 
 
 def deal(trace: Trace, profiles: Sequence[Profile], dealing: Dealing) -> Trace:
-    """Sessions of `trace` dealt to tenants, whose sessions start in proportion to a client's rate, at a drawn time of
-    its record. Everyone has one at least.
+    """Sessions of `trace` dealt to tenants in proportion to clients' rates, cut off at the end of the run.
 
-    Sessions are those of the trace in a drawn order, over again when all have come, each time with blocks of its own;
-    tools are shared by a tenant's sessions. What would come before or after the run is cut off.
+    Tenants share no block: each has tools of its own, and each session blocks of its own. Of a trace whose times are
+    on one clock already, the sessions that are kept come when they came.
     """
     random = Random(dealing.seed)
-    families: dict[str, list[tuple[Request, ...]]] = defaultdict(list)
+    dealt = _dealt_as_it_is if trace.is_placed else _dealt
+    sessions = [
+        kept
+        for session in dealt(trace, profiles, dealing, random)
+        if (kept := tuple(request for request in session if 0 <= request.at < dealing.horizon_s))
+    ]
+    return Trace(trace.block_tokens, tuple(sorted(sessions, key=lambda session: session[0].at)), is_placed=True)
+
+
+def _dealt(trace: Trace, profiles: Sequence[Profile], dealing: Dealing, random: Random) -> Iterator[Session]:
+    """Sessions in a drawn order, over again when all have come. They start as their tenant's client sends, at a drawn
+    time of its record; everyone has one at least.
+    """
+    families: dict[str, list[Session]] = defaultdict(list)
     for session in trace.sessions:
         families[session[0].session.partition("/")[0]].append(session)
     lengths = [max(session[-1].at for session in family) for family in families.values()]
@@ -85,13 +99,19 @@ def deal(trace: Trace, profiles: Sequence[Profile], dealing: Dealing) -> Trace:
     count = round(dealing.concurrency * span * len(lengths) / max(sum(lengths), 1e-9))
     order = list(families.values())
     random.shuffle(order)
-    sessions: list[tuple[Request, ...]] = []
     for number, (tenant, start) in enumerate(_starts(profiles, dealing.tenants, count, span, random)):
         for session in order[number % len(order)]:
-            moved = (_moved(request, start - LEAD_S, tenant, number) for request in session)
-            kept = tuple(request for request in moved if 0 <= request.at < dealing.horizon_s)
-            sessions += [kept] if kept else []
-    return Trace(trace.block_tokens, tuple(sorted(sessions, key=lambda session: session[0].at)), is_placed=True)
+            yield tuple(_moved(request, start - LEAD_S, tenant, number + 1) for request in session)
+
+
+def _dealt_as_it_is(trace: Trace, profiles: Sequence[Profile], dealing: Dealing, random: Random) -> Iterator[Session]:
+    """Each session to a tenant drawn by its client's rate, the first ones to one tenant each."""
+    windows = int(dealing.horizon_s / WINDOW_S) or 1
+    rates = [sum(cutting) for cutting in _cuttings(profiles, dealing.tenants, windows, random)]
+    sessions = [session for session in trace.sessions if random.random() < dealing.kept]
+    for number, session in enumerate(sessions):
+        tenant = number if number < dealing.tenants else random.choices(range(dealing.tenants), rates)[0]
+        yield tuple(_moved(request, 0.0, tenant, tenant + 1) for request in session)
 
 
 def working_set(trace: Trace) -> float:
@@ -135,14 +155,16 @@ def _cuttings(profiles: Sequence[Profile], tenants: int, windows: int, random: R
     return found
 
 
-def _moved(request: Request, by: float, tenant: int, number: int) -> Request:
+def _moved(request: Request, by: float, tenant: int, scope: int) -> Request:
+    """It comes `by` seconds later, as the tenant's, with blocks named in this scope; tools are in the tenant's."""
+
     def named(run: Run) -> Run:
         first, count = run
-        return (first + (number + 1) * _SCOPE if first >= 0 else first - tenant * _SCOPE), count
+        return (first + scope * _SCOPE if first >= 0 else first - tenant * _SCOPE), count
 
     return replace(
         request,
-        session=f"{number}.{request.session}",
+        session=f"{scope}.{request.session}",
         tenant=f"tenant-{tenant:02}",
         at=request.at + by,
         path=tuple(map(named, request.path)),

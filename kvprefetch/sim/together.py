@@ -48,22 +48,13 @@ class Together:
     def __init__(self, trace: Trace, machine: Machine) -> None:
         self.trace, self.machine = trace, replace(machine, block_tokens=trace.block_tokens)
         self.reusable = reusable_blocks(trace)
+        self.pressure = working_set(trace) / machine.gpu_tokens  # working set ÷ pool
         self.tenants = sorted({session[0].tenant for session in trace.sessions})
 
-    @property
-    def pressure(self) -> float:
-        """Working set ÷ pool."""
-        return working_set(self.trace) / self.machine.gpu_tokens
-
-    def serve(
-        self, make: Maker, flood: Sequence[Request] = (), *, apart: bool = False, slice_s: float | None = 0.25
-    ) -> list[Found]:
-        """What the trace's requests found, by arrival. `apart`: the flood has an engine of its own, and shares memory.
-
-        `slice_s` of prefill takes turns; None: whole prompts, first come, first served.
-        """
+    def serve(self, make: Maker, flood: Sequence[Request] = (), *, apart: bool = False) -> list[Found]:
+        """What the requests of the trace found, by arrival. `apart`: a flood has an engine of its own."""
         clock, lives = VirtualClock(), list[Live]()
-        worker = make(replace(self.machine, slice_s=slice_s), clock, lives.append)
+        worker = make(self.machine, clock, lives.append)
         if apart:
             worker.apart = frozenset(request.tenant for request in flood)
         flooding = {request.tenant for request in flood}
