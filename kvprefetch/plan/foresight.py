@@ -173,7 +173,7 @@ class Foresight(Generic[P]):
         meters.resident(pages, now)
         saved_s = self.prefill_s(0, self.block_tokens)
         for tenant, count in pages.items():
-            self.planner.charge(tenant, price * count * saved_s * seconds)
+            self.planner.charge(tenant, price * float(count) * saved_s * seconds)
 
     def set_shares(self, shares: Shares) -> None:
         """By which weights idle time is shared from now on."""

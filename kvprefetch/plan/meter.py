@@ -48,13 +48,13 @@ class SpeculationMeters:
         """Seconds since `resident` was told last."""
         return max(now - self._looked_at, 0.0) if self._looked_at is not None else 0.0
 
-    def resident(self, pages: Mapping[str, int], now: float) -> None:
+    def resident(self, pages: Mapping[str, float], now: float) -> None:
         """Unused speculative pages by tenant, as they have been since this was told last."""
         seconds = self.since_looked(now)
         self._looked_at = now
         for tenant, count in pages.items():
             if count:
-                self._of(tenant).byte_seconds += count * self.page_bytes * seconds
+                self._of(tenant).byte_seconds += float(count) * self.page_bytes * seconds
 
     def stats(self) -> dict[str, dict[str, float]]:
         """By tenant."""

@@ -47,7 +47,7 @@ class Admission:
         return len(self._pinned.get(tenant, ()))
 
     def part(self, tenant: str, total: int) -> float:
-        """Of `total` pages or rows, what it may have while others wait."""
+        """Of `total` pages or rows, what one that has requests may have while others wait."""
         if self._divisor is None:
             claims = self._waiting.keys() | self._running.keys()
             shares = [self._shares.of(name) for name in claims]

@@ -52,7 +52,9 @@ class Worker:
         link: Link | None = None,
     ) -> None:
         self.engine, self.clock, self.link = engine, clock, link
-        self.pool = BlockPool(engine.pool.pages, evicted_memory=settings.pool.evicted_memory)
+        self.pool = BlockPool(
+            engine.pool.pages, evicted_memory=settings.pool.evicted_memory, claim_s=settings.fairness.claim_s
+        )
         self.commons = Commons()
         self.foresight: Foresight[Job] = Foresight(
             self.pool, engine.block_tokens, settings.speculation, page_bytes=engine.shape.bytes
@@ -219,6 +221,7 @@ class Worker:
         self.shares = shares
         self.live.turns.set_shares(shares)
         self.foresight.set_shares(shares)
+        self.pool.shares = shares
 
     def _is_closing(self) -> bool:
         return self._closing

@@ -70,20 +70,23 @@ class Bench:
     def clock(self) -> float:
         return self.now
 
-    def ask(self, prompt: list[int], max_tokens: int = 4, **sampling: object) -> LiveRequest:
+    def ask(
+        self, prompt: list[int], max_tokens: int = 4, *, tenant: str = OWNER.tenant, **sampling: object
+    ) -> LiveRequest:
         """Put a request into the queue."""
+        owner = OWNER if tenant == OWNER.tenant else Owner(f"root of {tenant}".encode(), tenant)
         chosen = Sampling(max_tokens=max_tokens, ignore_eos=True, **sampling)  # type: ignore[arg-type]
         request = LiveRequest(
             prompt=prompt,
             sampling=chosen,
-            sequence=PagedSequence(self.pool, OWNER, prompt, self.engine.block_tokens),
+            sequence=PagedSequence(self.pool, owner, prompt, self.engine.block_tokens),
             stream=Generation(lambda: None),
             sampler=Sampler(chosen),
             text=TextStream(None, ()),
             eos=frozenset(),
             max_new=max_tokens,
             timing=Timing(self.now),
-            tenant=OWNER.tenant,
+            tenant=tenant,
         )
         self.live.add(request)
         return request
