@@ -5,11 +5,13 @@ Promises
   to the operator; those of a group to the tenants of the group that use them, in equal parts (law 5).
 - Charges are exact: they add up to the pages taken, at every moment. A part is a whole number of `PART`s of a page.
 - A part is due from a tenant's use on, and for `AGE_S` after its latest one; the last to have used a block goes on to
-  pay for it. Whoever has the benefit has used it: there is no hit without a use.
+  pay for it. Whoever has the benefit has used it: there is no hit without a use. Who had it computed has used it; who
+  only preloaded it pays until somebody does.
 - Pure, raises nothing. What a clock that goes backwards says is taken for the latest moment known.
 """
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
 
 from kvprefetch.cache.block import Block, Charge
 
@@ -37,14 +39,16 @@ class Accounts:
     def used(self, tenant: str) -> float:
         """All that it pays for but unused speculation: what counts towards its guarantee."""
         kinds = self.charged.get(tenant)
-        return kinds.total() - kinds[Charge.SPECULATIVE] if kinds is not None else 0
+        return sum(kinds.values()) - kinds.get(Charge.SPECULATIVE, 0) if kinds is not None else 0
 
     def add(self, tenant: str, kind: Charge, pages: float) -> None:
         """It pays for so many more from now on, or fewer."""
         kinds = self.charged[tenant]
-        kinds[kind] += pages  # type: ignore[assignment]  # parts of pages are exact, too
-        if not kinds[kind]:
-            del kinds[kind]
+        left = kinds.get(kind, 0) + pages
+        if left:
+            kinds[kind] = left  # type: ignore[assignment]  # parts of pages are exact, too
+        else:
+            kinds.pop(kind, None)
             if not kinds:
                 del self.charged[tenant]
         self.changed.add(tenant)
@@ -55,14 +59,38 @@ class Accounts:
         if block.payers is None:
             self.add(block.tenant, block.charge, 1)
         else:
-            self._share(block, 1)
+            for tenant, part in parts(block.payers):
+                self.add(tenant, block.charge, part)
 
     def refund(self, block: Block) -> None:
         """Nobody pays for it any more, as it is now."""
         if block.payers is None:
             self.add(block.tenant, block.charge, -1)
         else:
-            self._share(block, -1)
+            for tenant, part in parts(block.payers):
+                self.add(tenant, block.charge, -part)
+
+    def close(self, block: Block) -> None:
+        """Its page is free: nobody pays for it, now or ever."""
+        self.refund(block)
+        block.payers = None
+
+    def share(self, block: Block, now: float) -> None:
+        """A block that nobody pays for yet is a group's: its tenant pays, and whoever uses it."""
+        now = self.now = max(self.now, now)
+        block.payers = {block.tenant: now}
+        self._uses.append((now, block.tenant, block))
+        self.charge(block)
+
+    def use_first(self, block: Block, tenant: str, now: float) -> None:
+        """A live request of `tenant` uses unused speculation. A group's: who preloaded it pays no more."""
+        self.refund(block)
+        block.unused = None
+        if block.payers is not None and tenant:
+            block.tenant = tenant
+            self.share(block, now)
+        else:
+            self.charge(block)
 
     def use(self, block: Block, tenant: str, now: float) -> None:
         """A live request of `tenant` uses a group's block: it is among those who pay."""
@@ -80,13 +108,21 @@ class Accounts:
         self.charge(block)
         self._uses.append((now, tenant, block))
 
-    def leave(self, block: Block, tenant: str) -> None:
-        """It pays for this block no more; others who do pay its part."""
+    def leave(self, block: Block, tenant: str) -> float:
+        """It pays for this block no more; others who do pay its part. Returns when it used it."""
         assert block.payers is not None
         self.refund(block)
-        del block.payers[tenant]
+        at = block.payers.pop(tenant)
         if block.tenant == tenant:
             block.tenant = max(block.payers, key=block.payers.__getitem__)
+        self.charge(block)
+        return at
+
+    def rejoin(self, block: Block, tenant: str, at: float) -> None:
+        """It had not left: it pays its part since `at`."""
+        assert block.payers is not None
+        self.refund(block)
+        block.payers[tenant] = at
         self.charge(block)
 
     def age(self, now: float) -> list[Block]:
@@ -104,17 +140,14 @@ class Accounts:
                 passed.append(block)
         return passed
 
-    def shared_by(self, tenants: set[str]) -> list[tuple[Block, str]]:
-        """Blocks that one of these pays for together with others, those of the oldest use first. O(uses)."""
-        found = []
+    def shared(self) -> Iterator[tuple[Block, str]]:
+        """Blocks that several pay for, with each who does: those of the oldest use first. O(uses)."""
         for at, tenant, block in self._uses:
-            if tenant in tenants and block.payers is not None and block.payers.get(tenant) == at:
-                found.append((block, tenant))
-        return found
+            if block.payers is not None and len(block.payers) > 1 and block.payers.get(tenant) == at:
+                yield block, tenant
 
-    def _share(self, block: Block, sign: int) -> None:
-        payers = block.payers
-        assert payers is not None
-        parts, left = divmod(round(1 / PART), len(payers))
-        for at, tenant in enumerate(payers):
-            self.add(tenant, block.charge, sign * PART * (parts + (at < left)))
+
+def parts(payers: dict[str, float]) -> Sequence[tuple[str, float]]:
+    """What part of a page each of these pays."""
+    even, left = divmod(round(1 / PART), len(payers))
+    return [(tenant, PART * (even + (at < left))) for at, tenant in enumerate(payers)]

@@ -26,6 +26,8 @@ class Charge(Enum):
     IN_FLIGHT = "in_flight"
     QUARANTINED = "quarantined"
 
+    __hash__ = object.__hash__  # members are one of a kind; an Enum would hash its name, each time
+
 
 @dataclass(slots=True, eq=False)
 class Unused:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def check_pool(pool: "BlockPool") -> None:
     """Raise AccountingError naming the first thing of `pool` that does not add up."""
-    for proof in (_pages_add_up, _references_match_holders, _tree_is_sound, _charges_add_up):
+    for proof in (_pages_add_up, _references_match_holders, _tree_is_sound, _charges_add_up, _leaves_stand_in_line):
         proof(pool, _require)
 
 
@@ -86,3 +86,9 @@ def _charges_add_up(pool: "BlockPool", require: Require) -> None:
         require(paid == owed, f"tenant {tenant!r} is charged {paid}, its pages are {owed}")
     total = sum(kinds.total() for kinds in pool.accounts.charged.values())
     require(total == len(pool.blocks()), f"{total} pages are charged, {len(pool.blocks())} are taken")
+
+
+def _leaves_stand_in_line(pool: "BlockPool", require: Require) -> None:
+    standing = pool.line.leaves()
+    for page, leaf in pool.leaves.items():
+        require(leaf in standing, f"page {page} is a leaf, but never its tenant's next to go")

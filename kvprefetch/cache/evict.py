@@ -18,6 +18,7 @@ class Demand:
     speculative: bool
     now: float
     worth: float = inf  # a preload's index: it displaces only what has a lower one
+    patient: bool = False  # it can wait: it takes nothing of a tenant that is less over its guarantee than its own is
     shared: bool = False  # for blocks of a group's namespace: whoever uses them pays a part
 
 

@@ -89,7 +89,7 @@ class FairSpanPool(SpanPool):
 
     # -- within ----------------------------------------------------------------------------------------
     def _choose(self, missing: int, demand: Demand) -> list[tuple[Span, int]] | None:
-        victims = self.line.choose(missing, demand)
+        victims = self.line.choose(missing, demand, asked=missing + self.free)
         return [(victim.leaf, victim.pages) for victim in victims] if victims else None
 
     def _note_leaf(self, span: Span) -> None:

@@ -22,7 +22,7 @@ from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.line import CLAIM_S, Line, Order
 from kvprefetch.cache.orders import ByAge
-from kvprefetch.cache.shares import Shares
+from kvprefetch.cache.shares import OPERATOR, Shares
 from kvprefetch.errors import PoolFull
 
 
@@ -109,10 +109,11 @@ class BlockPool:
         taken = []
         for _ in range(min(count, len(self.free))):
             block = Block(self.free.pop(), demand.tenant, State.IN_FLIGHT, demand.now, refs=1)
-            if demand.shared:
-                block.payers = {demand.tenant: demand.now}
             self.in_flight[block.page] = block
-            self.accounts.charge(block)
+            if demand.shared:
+                self.accounts.share(block, demand.now)
+            else:
+                self.accounts.charge(block)
             taken.append(block)
         return taken
 
@@ -121,9 +122,23 @@ class BlockPool:
         missing = count - len(self.free)
         if missing <= 0:
             return
-        victims = self.line.choose(missing, demand, or_less)
+        victims = self.line.choose(missing, demand, or_less, count)
         if len(victims) < missing and not or_less:
             raise PoolFull(f"{count} pages wanted, {len(self.free)} free, too few may be evicted")
+        for block, _, rule in victims:
+            self.evict(block, rule)
+
+    def vacate(self, count: int, now: float) -> None:
+        """Evict until `count` pages are free, to do without them: guarantees are of those that are left, from now on.
+
+        PoolFull, having changed nothing.
+        """
+        self.line.rule(self.shares, self.pages - count)
+        missing = max(count - len(self.free), 0)
+        victims = self.line.choose(missing, Demand(OPERATOR, speculative=False, now=now), asked=0)
+        if len(victims) < missing:
+            self.line.rule(self.shares, self.pages)
+            raise PoolFull(f"{count} pages too many, {len(self.free)} free, too few may be evicted")
         for block, _, rule in victims:
             self.evict(block, rule)
 
@@ -157,9 +172,12 @@ class BlockPool:
 
     def charge_to(self, block: Block, tenant: str, *, shared: bool = False) -> None:
         """Somebody else pays for this in-flight block from now on; `shared`: it is to be a group's."""
-        self.accounts.refund(block)
-        block.tenant, block.payers = tenant, {tenant: block.last_used} if shared else None
-        self.accounts.charge(block)
+        self.accounts.close(block)
+        block.tenant = tenant
+        if shared:
+            self.accounts.share(block, block.last_used)
+        else:
+            self.accounts.charge(block)
 
     def hold(self, blocks: Iterable[Block]) -> None:
         """Add one reference to each."""
@@ -184,19 +202,20 @@ class BlockPool:
 
         `tenant`: whose request it is, who pays its part of a group's blocks; all of a sequence must be among these.
         """
-        first_used = 0
+        first_used, is_shared = 0, False
         for block in blocks:
             block.last_used = max(block.last_used, now)
             block.session = session
             if block.unused is not None:
                 first_used += 1
-                self.accounts.refund(block)
-                block.unused = None
-                self.accounts.charge(block)
+                self.accounts.use_first(block, tenant, now)
             if block.payers is not None and tenant:
+                is_shared = True
                 self.accounts.use(block, tenant, now)
             if block.page in self.leaves:
                 self.line.put(block)
+        if is_shared:
+            self.line.age(now)
         return first_used
 
     def extend_hold(self, blocks: Iterable[Block], until: float) -> None:
@@ -283,7 +302,10 @@ class BlockPool:
             raise ValueError("these blocks do not fit: a page is taken, or a key or page is named twice")
         self.free = sorted(free - pages, reverse=True)
         for block in blocks:
-            self.accounts.charge(block)
+            if block.payers is None:
+                self.accounts.charge(block)
+            else:
+                self.accounts.share(block, block.last_used)
             if block.state is State.RESIDENT:
                 self.resident[block.key] = block
                 self._note_leaf(block)
@@ -356,7 +378,7 @@ class BlockPool:
 
     # -- within ----------------------------------------------------------------------------------------
     def _free_page(self, block: Block) -> None:
-        self.accounts.refund(block)
+        self.accounts.close(block)
         block.state = State.GONE
         self.free.append(block.page)
 

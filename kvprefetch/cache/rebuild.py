@@ -17,6 +17,7 @@ class Kept:
     parent: BlockKey  # b"" for the first of its sequence
     tenant: str
     speculative_until: float | None = None  # by the pool's clock
+    shared: bool = False  # a group's: `tenant` pays until others use it
 
 
 def rebuild(pool: BlockPool, kept: Iterable[Kept], quarantined: Mapping[int, str], now: float) -> list[Block]:
@@ -33,6 +34,8 @@ def rebuild(pool: BlockPool, kept: Iterable[Kept], quarantined: Mapping[int, str
         block = Block(one.page, one.tenant, State.RESIDENT, now, key=one.key)
         if until is not None:
             block.unused = Unused(until)
+        if one.shared:
+            block.payers = {one.tenant: now}
         if blocks.setdefault(one.key, block) is not block:
             raise ValueError(f"the key of block {at} is named twice")
         parents[one.key] = one.parent

@@ -6,7 +6,6 @@ On the loop's thread, between steps. Nothing is copied but the pages to be cut o
 from dataclasses import dataclass
 
 from kvprefetch.cache.compact import vacating
-from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.engines.engine import TransformersEngine
 from kvprefetch.errors import SettingsError
@@ -36,7 +35,7 @@ def resize(engine: TransformersEngine, pool: BlockPool, pages: int, now: float) 
         pool.resize(pages)
         return Resized(pages)
     evictions = pool.evictions
-    pool.make_room(pool.pages - pages, Demand("", speculative=False, now=now))
+    pool.vacate(pool.pages - pages, now)
     phases = vacating((block.page for block in pool.blocks()), pinned_pages(pool), pages)
     moved = carry_out(phases, engine, pool)
     highest = max((block.page for block in pool.blocks()), default=-1)
