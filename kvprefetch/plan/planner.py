@@ -160,9 +160,10 @@ class Planner:
         """Speculation for it took so long."""
         self.counters.charge(tenant, seconds)
 
-    def sleeper(self) -> str | None:
-        """The session of the candidate that was offered longest ago of those that sleep. O(candidates)."""
-        return next((session for session, candidate in self._known.items() if candidate.sleeps), None)
+    def sleeper(self, tenant: str) -> str | None:
+        """The session of its candidate that was offered longest ago of those that sleep. O(candidates)."""
+        of_it = (session for session, known in self._known.items() if known.sleeps and known.tenant == tenant)
+        return next(of_it, None)
 
     @property
     def wakes_at(self) -> float:

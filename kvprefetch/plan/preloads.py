@@ -1,8 +1,8 @@
 """The preloads that wait or are in work: each of them ends once, with an outcome (law 6).
 
 Pure, and used by one thread alone. Bounded: `max_pending` of them wait, and `max_open` wait or are on hold, of which
-each tenant may have its part whatever others have; where too many wait, one that is worth nothing makes room, or one of
-the tenant with the most. Raises nothing.
+each tenant may have its part whatever others have; where too many wait, one of the tenant with the most makes room, one
+that is worth nothing if there is such. Raises nothing.
 """
 
 from collections import Counter
@@ -85,15 +85,15 @@ class Preloads(Generic[P]):
         return len(self.foresight.pool.match(job.keys)) * self.block_tokens
 
     def _make_room(self, newest: P, now: float) -> None:
-        """Where too many wait, what is worth nothing goes, else the oldest of the tenant who has the most."""
-        name = self.foresight.planner.sleeper()
+        """Where too many wait, one of the tenant who has the most goes: what is worth nothing, else its oldest."""
         waits = Counter(job.ticket.tenant for job in self.jobs)
-        most = max(waits, key=waits.__getitem__)
+        most = max(waits, key=lambda tenant: (waits[tenant], tenant == newest.ticket.tenant))
+        name = self.foresight.planner.sleeper(most)
         reason = f"{self.settings.max_pending} preloads wait already"
         if name is not None:
             gone = self.foresight.jobs[name]
             reason = f"too many preloads wait; this was valued at {self.foresight.because(gone)}"
-        elif waits[newest.ticket.tenant] == waits[most]:
+        elif most == newest.ticket.tenant:
             gone = newest
         else:
             gone = next(job for job in self.jobs if job.ticket.tenant == most)

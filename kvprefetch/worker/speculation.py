@@ -6,6 +6,7 @@ at most the step under way.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from math import inf, nextafter
@@ -93,10 +94,16 @@ class Speculator:
 
     # -- within ----------------------------------------------------------------------------------------
     def _to_render(self) -> Job | None:
-        """The likeliest job without tokens. Messages are rendered one context at a time: a long text takes a second."""
-        waiting = (job for job in self.preloads.jobs if job.tokens is None)
-        ready = (job for job in waiting if job.context.token_ids or not self._is_rendering)
-        return max(ready, key=lambda job: (job.ticket.probability, job.ticket.number), default=None)
+        """The likeliest job without tokens, of the tenant that has fewest with them: who hints often keeps nobody out.
+
+        Messages are rendered one context at a time: a long text takes a second.
+        """
+        waiting = [job for job in self.preloads.jobs if job.tokens is None]
+        ready = [job for job in waiting if job.context.token_ids or not self._is_rendering]
+        if not ready:
+            return None
+        read = Counter(job.ticket.tenant for job in self.preloads.jobs if job.tokens is not None)
+        return max(ready, key=lambda job: (-read[job.ticket.tenant], job.ticket.probability, job.ticket.number))
 
     def _render(self, job: Job, clock: Callable[[], float]) -> None:
         if job.context.token_ids:

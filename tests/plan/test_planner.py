@@ -199,7 +199,8 @@ def test_a_doze_ends_in_time_even_where_holds_are_long() -> None:
     world.offer("a", Job(Action.LOAD, 100, 1.0, 1.0, 1.0, outlook(0.0, hold_s=3_600.0)))
     assert world.best() is None
     assert world.planner.wakes_at == pytest.approx(10.0)
-    assert world.planner.sleeper() == "a"
+    assert world.planner.sleeper("ann") == "a"
+    assert world.planner.sleeper("bob") is None
 
 
 @given(

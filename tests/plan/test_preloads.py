@@ -44,12 +44,13 @@ class Desk:
         turn: bool = False,
         hold_s: float = 60.0,
         probability: float = 1.0,
+        tenant: str = "ann",
     ) -> Preload:
         """A context of a block for each letter."""
         because = "turn_finished" if turn else "hint"
         ticket = self.ledger.issue(
             now,
-            tenant="ann",
+            tenant=tenant,
             session=session,
             probability=probability,
             expected_in_s=0.0,
@@ -119,6 +120,18 @@ def test_what_is_worth_nothing_makes_room_for_what_is_new() -> None:
     new = desk.add("ghi")
     assert [desk.outcome(job) for job in (worthless, wanted, new)] == [Outcome.REJECTED, None, None]
     assert "valued at V=" in desk.told[0][1].reason
+
+
+def test_who_hints_most_makes_room_even_where_another_waits_for_what_is_worth_nothing_yet() -> None:
+    desk = Desk(max_pending=4)
+    anns = [desk.add("abc", probability=0.0), desk.add("abd", session="t", probability=0.0)]
+    flood = [desk.add(f"x{number}", session=f"u{number}", tenant="bob") for number in range(2)]
+    assert desk.preloads.next(0.0) is not None
+    flood += [desk.add(f"x{number}", session=f"u{number}", tenant="bob") for number in range(2, 8)]
+    assert [desk.outcome(job) for job in anns] == [None, None]
+    assert sum(desk.outcome(job) is None for job in flood) == 2
+    assert desk.outcome(desk.add("abe", session="v")) is None, "in place of what is worth nothing of her own"
+    assert desk.outcome(anns[0]) is Outcome.REJECTED
 
 
 def test_no_more_are_open_than_may_be() -> None:

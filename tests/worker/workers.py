@@ -27,6 +27,11 @@ from kvprefetch.worker.speculation import Speculator
 OWNER = Owner(b"root of the tests", "ann")
 
 
+def owner_of(tenant: str) -> Owner:
+    """The root of its keys."""
+    return OWNER if tenant == OWNER.tenant else Owner(f"root of {tenant}".encode(), tenant)
+
+
 @contextmanager
 def local(engine: TransformersEngine, **speculation: object) -> Iterator[Local]:
     """A worker of its own thread; `check()` must hold at the end."""
@@ -74,12 +79,11 @@ class Bench:
         self, prompt: list[int], max_tokens: int = 4, *, tenant: str = OWNER.tenant, **sampling: object
     ) -> LiveRequest:
         """Put a request into the queue."""
-        owner = OWNER if tenant == OWNER.tenant else Owner(f"root of {tenant}".encode(), tenant)
         chosen = Sampling(max_tokens=max_tokens, ignore_eos=True, **sampling)  # type: ignore[arg-type]
         request = LiveRequest(
             prompt=prompt,
             sampling=chosen,
-            sequence=PagedSequence(self.pool, owner, prompt, self.engine.block_tokens),
+            sequence=PagedSequence(self.pool, owner_of(tenant), prompt, self.engine.block_tokens),
             stream=Generation(lambda: None),
             sampler=Sampler(chosen),
             text=TextStream(None, ()),
@@ -98,18 +102,21 @@ class Bench:
         expected_in_s: float = 0.0,
         hold_s: float = 60.0,
         is_signalled: bool = False,
+        tenant: str = OWNER.tenant,
     ) -> Job:
         """Queue a preload of exact tokens."""
         ticket = self.ledger.issue(
             self.now,
-            tenant=OWNER.tenant,
+            tenant=tenant,
             session="s",
             probability=probability,
             expected_in_s=expected_in_s,
             hold_s=hold_s,
             because="hint",
         )
-        job = Job(ticket, Context(token_ids=tuple(tokens)), self.results.append, OWNER, is_signalled=is_signalled)
+        job = Job(
+            ticket, Context(token_ids=tuple(tokens)), self.results.append, owner_of(tenant), is_signalled=is_signalled
+        )
         self.preloads.add(job, self.now)
         return job
 
