@@ -8,6 +8,20 @@ from typing import Any
 from kvprefetch.errors import InvalidRequest
 
 Message = Mapping[str, Any]
+PUBLIC = "public"
+"""The namespace that everybody reads and the operator alone fills."""
+_GROUP = "group:"
+_LONGEST_NAME = 63  # bytes, of a group as of a tenant
+
+
+def group_of(namespace: str) -> str:
+    """The group whose namespace it is; "" for the private one and the public one. Raises InvalidRequest for no such."""
+    group = namespace.removeprefix(_GROUP)
+    if namespace in ("", PUBLIC):
+        return ""
+    if group == namespace or not 0 < len(group.encode("utf-8", "replace")) <= _LONGEST_NAME:
+        raise InvalidRequest(f'a namespace is "", "public" or "group:" and a name, not {namespace[:80]!r}')
+    return group
 
 
 def qualified(tenant: str, name: str) -> str:
@@ -26,6 +40,8 @@ class Context:
 
     `messages` are the conversation so far in the chat format; the request that uses the context has the
     same messages and at least one more. Rendering to tokens happens on the worker.
+
+    `namespace`: who shares its blocks: "" nobody, "group:NAME" the tenants of that group, "public" everybody.
     """
 
     messages: tuple[Message, ...] = ()
@@ -33,15 +49,17 @@ class Context:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
     name: str = ""
+    namespace: str = ""
 
     def __post_init__(self) -> None:
+        group_of(self.namespace)
         if bool(self.messages) == bool(self.token_ids):
             raise InvalidRequest("a context has either messages or token_ids, and not an empty list of them")
 
     def with_answer(self, answer: str) -> "Context":
         """The context of the session's next turn."""
         reply = {"role": "assistant", "content": answer}
-        return Context((*self.messages, reply), self.tools, self.chat_template_kwargs)
+        return Context((*self.messages, reply), self.tools, self.chat_template_kwargs, namespace=self.namespace)
 
 
 @dataclass(frozen=True)

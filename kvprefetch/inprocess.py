@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvprefetch.contexts import Context, Message, Sampling, qualified
+from kvprefetch.cache.shares import OPERATOR
+from kvprefetch.contexts import PUBLIC, Context, Message, Sampling, qualified
 from kvprefetch.engines.engine import TransformersEngine, open_engine
 from kvprefetch.engines.load import LoadedModel
 from kvprefetch.errors import InvalidRequest
@@ -28,13 +29,16 @@ class Local:
 
     def __init__(self, engine: TransformersEngine, settings: Settings, link: Link | None = None) -> None:
         self._bind(Core(engine, settings, link), settings.tenant)
+        self._is_operator = True
 
     def _bind(self, core: Core, tenant: str) -> None:
-        self.core, self.tenant = core, tenant
+        self.core, self.tenant, self._is_operator = core, tenant, False
         self.engine, self.settings, self.worker = core.engine, core.settings, core.worker
 
     def as_tenant(self, name: str) -> "Local":
-        """The same worker, for another tenant: closing either closes both."""
+        """The same worker, for another tenant: closing either closes both. Raises InvalidRequest for no name."""
+        if name == OPERATOR:
+            raise InvalidRequest("a tenant has a name")
         view = object.__new__(Local)
         view._bind(self.core, name)
         return view
@@ -54,10 +58,12 @@ class Local:
         name: str = "",
         model: str = "",
         adapter: str = "",
+        namespace: str = "",
     ) -> Context:
         """Describe a context; with a `name` it is remembered, and the name alone finds it again.
 
-        The names used last are kept, as many as the settings say. Raises InvalidRequest.
+        The names used last are kept, as many as the settings say. `namespace`: who shares its blocks, see `Context`.
+        Raises InvalidRequest.
         """
         if model not in ("", self.engine.loaded.name):
             raise InvalidRequest(f"this worker serves {self.engine.loaded.name!r}, not {model!r}")
@@ -66,7 +72,7 @@ class Local:
         messages, token_ids = tuple(messages), tuple(token_ids)
         if name and not messages and not token_ids:
             return self._hints.recall(name)
-        context = Context(messages, tuple(tools), dict(chat_template_kwargs or {}), token_ids, name)
+        context = Context(messages, tuple(tools), dict(chat_template_kwargs or {}), token_ids, name, namespace)
         if name:
             self._hints.remember(name, context)
         return context
@@ -83,8 +89,12 @@ class Local:
         """Ask for `context` to be warm. Returns at once. Raises Closed, and InvalidRequest for odd numbers.
 
         `probability` that it will be used, in about `expected_in_s` seconds; unused, it keeps its place for
-        `hold_s` (default: the settings'). It expires if not done `hold_s` after it was expected.
+        `hold_s` (default: the settings'). It expires if not done `hold_s` after it was expected. A context of the
+        public namespace is the operator's, as whoever opened the worker is; others get PermissionDenied, as do those
+        who are not in its group.
         """
+        if context.namespace == PUBLIC and self._is_operator:
+            return self.core.hints(OPERATOR).prefetch(context, "", probability, expected_in_s, hold_s)
         return self._hints.prefetch(context, session, probability, expected_in_s, hold_s)
 
     def signal(
@@ -113,20 +123,26 @@ class Local:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         token_ids: Iterable[int] = (),
         session: str = "",
+        namespace: str = "",
         **sampling: Any,
     ) -> Generation:
         """Answer; iterate over the result for text as it comes. `sampling`: the fields of `Sampling`.
 
-        With a `session`, the next turn's prefix is made warm from the moment the answer ends. Raises
-        InvalidRequest, PoolTooSmall, Closed.
+        With a `session`, the next turn's prefix is made warm from the moment the answer ends. With the `namespace`
+        "group:NAME" the tenants of that group share its blocks. Raises InvalidRequest, PermissionDenied,
+        PoolTooSmall, Closed.
         """
         arrived = time.monotonic()
         with self.worker.announce():
             context = self.context(
-                messages, tools=tools, chat_template_kwargs=chat_template_kwargs, token_ids=token_ids
+                messages,
+                tools=tools,
+                chat_template_kwargs=chat_template_kwargs,
+                token_ids=token_ids,
+                namespace=namespace,
             )
             prompt = self.worker.renderer.prompt(context)
-            request = self.core.request(prompt, Sampling(**sampling), arrived, self.tenant)
+            request = self.core.request(prompt, Sampling(**sampling), arrived, self.tenant, namespace)
             request.session = qualified(self.tenant, session)
             request.context = context if session and context.messages else None
             self.core.submit(request, session)

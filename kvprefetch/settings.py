@@ -244,6 +244,8 @@ class Settings:
             raise SettingsError(
                 f"engine.chunk_tokens ({chunk}) must be a positive multiple of pool.block_tokens ({block})"
             )
+        if not self.tenant:
+            raise SettingsError("tenant: it has a name; without one it would be the operator")
         if self.engine.max_rows < 1:
             raise SettingsError("engine.max_rows must be at least 1")
         for key, named in (("tenants", self.tenants), ("groups", self.groups)):

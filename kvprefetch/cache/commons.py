@@ -8,7 +8,7 @@ Promises
 - Where nothing is filled, nothing is hashed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvprefetch.cache.keys import BlockKey, Scope, next_key, spans_of
@@ -38,9 +38,10 @@ class Commons:
         if len(self._filled) > self.most:
             del self._filled[next(iter(self._filled))]
 
-    def forget(self, key: BlockKey) -> None:
-        """It is gone from every tier that is looked at."""
-        self._filled.pop(key, None)
+    def forget(self, keys: Iterable[BlockKey]) -> None:
+        """They are gone from every tier that is looked at."""
+        for key in keys:
+            self._filled.pop(key, None)
 
     def clear(self) -> None:
         """All are gone."""

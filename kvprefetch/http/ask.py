@@ -11,6 +11,7 @@ from kvprefetch.http.fields import Fields
 from kvprefetch.http.problems import InvalidField
 
 SESSION_HEADER = "x-kvprefetch-session"
+NAMESPACE_HEADER = "x-kvprefetch-namespace"
 _MOST_STOPS, _LONGEST_STOP = 16, 256  # they are looked for after every token
 _COLDEST = 1e-5  # a lower temperature is greedy: dividing by it would overflow, which fails the whole batch
 _LIMIT = 2**31 - 1
@@ -28,6 +29,7 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     session: str = ""
+    namespace: str = ""
     stream: bool = False
     include_usage: bool = False
 
@@ -49,6 +51,7 @@ def common(fields: Fields, headers: Headers, model: str) -> dict[str, Any]:
     return {
         "sampling": _sampling(fields),
         "session": _session(fields, headers),
+        "namespace": headers.get(NAMESPACE_HEADER, ""),
         "stream": stream,
         "include_usage": stream and options.flag("include_usage"),
     }

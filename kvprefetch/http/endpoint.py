@@ -108,6 +108,7 @@ class Endpoint:
                     chat_template_kwargs=ask.chat_template_kwargs,
                     token_ids=ask.token_ids,
                     session=ask.session,
+                    namespace=ask.namespace,
                     max_tokens=length,
                     **ask.sampling,
                 )
@@ -124,7 +125,8 @@ class Endpoint:
             tokens = backend.renderer.prompt(context)
         backend.validate(tokens)
         ask = replace(ask, token_ids=tuple(tokens))
-        return ask, backend.as_tenant(tenant).prefetch(Context(token_ids=ask.token_ids), session=ask.session)
+        exact = Context(token_ids=ask.token_ids, namespace=ask.namespace)
+        return ask, backend.as_tenant(tenant).prefetch(exact, session=ask.session)
 
     # -- on the loop -----------------------------------------------------------------------------------
     async def _warmed(self, ask: Ask, hint: Prefetch, writer: Writer) -> Response:

@@ -6,9 +6,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from kvprefetch.cache.sequence import Owner
+from kvprefetch.cache.commons import Owner
 from kvprefetch.contexts import Context, qualified
-from kvprefetch.errors import Closed, InvalidRequest
+from kvprefetch.errors import Closed, InvalidRequest, PermissionDenied
 from kvprefetch.outcomes import Outcome, Result, Use
 from kvprefetch.plan.foresight import NEXT_TURN
 from kvprefetch.plan.library import PREDICTED
@@ -70,7 +70,9 @@ class Prefetch:
 class Hints:
     """The way in for hints and signals of one tenant. Thread-safe; nothing here blocks."""
 
-    def __init__(self, worker: Worker, settings: SpeculationSettings, tenant: str, owner: Callable[[], Owner]) -> None:
+    def __init__(
+        self, worker: Worker, settings: SpeculationSettings, tenant: str, owner: Callable[[str], Owner]
+    ) -> None:
         self.worker, self.settings, self.tenant, self.owner = worker, settings, tenant, owner
         self._signals: Counter[str] = Counter()
         self._unread = 0
@@ -108,8 +110,10 @@ class Hints:
         """See `Local.prefetch`.
 
         With a `kind`, a signal of that kind asks for it; `to_host`: the node's arena is enough. `report` is called
-        on the worker's thread when there is an outcome, and when there is a use.
+        on the worker's thread when there is an outcome, and when there is a use. Raises PermissionDenied for a context
+        in a namespace that this tenant may not fill.
         """
+        owner = self.owner(context.namespace)
         hold = self.settings.hold_s if hold_s is None else hold_s
         if not 0 <= probability <= 1:
             raise InvalidRequest(f"a probability is from 0 to 1, not {probability}")
@@ -124,9 +128,8 @@ class Hints:
 
         def start() -> None:
             because = _SIGNAL + self._word(kind) if kind else "hint"
-            job = self._job(
-                context, qualified(self.tenant, session), probability, expected_in_s, hold, because, resolved
-            )
+            whose = qualified(self.tenant, session)
+            job = self._job(context, owner, whose, probability, expected_in_s, hold, because, resolved)
             handle.job, job.to_host, job.ticket.outlives_pool = job, to_host, to_host
             if report is not None:
                 job.ticket.settled = lambda ticket: report(handle)
@@ -152,6 +155,7 @@ class Hints:
     def signal(self, kind: str, session: str, contexts: Sequence[Context], at: float | None) -> None:
         """See `Local.signal`."""
         spec, session = self.settings, qualified(self.tenant, session)
+        wanted = [(context, self.owner(context.namespace)) for context in contexts]
         with self._lock:
             if self._unread >= spec.max_pending:
                 self._signals["dropped"] += 1
@@ -169,8 +173,8 @@ class Hints:
                 about = next((context.name for context in contexts if context.name), "")
                 now = self.worker.clock()
                 self.worker.foresight.signalled(session, self.tenant, known, about, now)
-            for context in contexts:
-                self._issue(context, session, spec.signal_probability, 0.0, spec.hold_s, because=_SIGNAL + known)
+            for context, owner in wanted:
+                self._issue(context, owner, session, spec.signal_probability, spec.hold_s, because=_SIGNAL + known)
 
         self.worker.post(read)
 
@@ -189,33 +193,29 @@ class Hints:
             return
         session, hold_s = request.session, self.settings.hold_s
         context = request.context.with_answer(request.stream.text)
-        self._issue(context, session, 1.0, 0.0, hold_s, because=NEXT_TURN)
+        self._foresee(context, session, 1.0, hold_s, NEXT_TURN)
         self._withdraw(
             lambda job: job.ticket.because == PREDICTED and job.ticket.session == session, "newer predictions"
         )
         now = self.worker.clock()
         for context, said in self.worker.foresight.library.next(session, self.tenant, now):
-            self._issue(context, session, said.probability, 0.0, hold_s, because=PREDICTED)
+            self._foresee(context, session, said.probability, hold_s, PREDICTED)
 
     # -- on the worker's thread ------------------------------------------------------------------------
+    def _foresee(self, context: Context, session: str, probability: float, hold_s: float, because: str) -> None:
+        with suppress(PermissionDenied):  # the tenant has left the group meanwhile
+            self._issue(context, self.owner(context.namespace), session, probability, hold_s, because)
+
     def _issue(
-        self,
-        context: Context,
-        session: str,
-        probability: float,
-        expected_in_s: float,
-        hold_s: float,
-        because: str,
-        resolved: Callable[[Result], None] = lambda result: None,
-    ) -> Job:
-        """Open a ticket and queue its job."""
-        job = self._job(context, session, probability, expected_in_s, hold_s, because, resolved)
-        self._queue(job)
-        return job
+        self, context: Context, owner: Owner, session: str, probability: float, hold_s: float, because: str
+    ) -> None:
+        """Open a ticket for what may come at any moment, and queue its job."""
+        self._queue(self._job(context, owner, session, probability, 0.0, hold_s, because, lambda result: None))
 
     def _job(
         self,
         context: Context,
+        owner: Owner,
         session: str,
         probability: float,
         expected_in_s: float,
@@ -237,7 +237,7 @@ class Hints:
             ticket,
             context,
             resolved,
-            self.owner(),
+            owner,
             named=context.name,
             is_next_turn=because == NEXT_TURN,
             is_signalled=because.startswith(_SIGNAL),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from kvprefetch.cache.sequence import Owner
+from kvprefetch.cache.commons import Owner
 from kvprefetch.contexts import Context
 from kvprefetch.plan.preload import Preload
 

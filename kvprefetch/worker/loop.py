@@ -143,6 +143,11 @@ class Worker:
             self._wake.notify()
         self._thread.join()
 
+    def forget_all(self) -> None:
+        """On the loop's thread: nothing that is cached is to be found any more."""
+        self.pool.clear()
+        self.commons.clear()
+
     def _post(self, action: Callable[[], None]) -> None:
         if self._closing:
             raise Closed("the worker is closed")
@@ -233,7 +238,7 @@ class Worker:
     def _note_evicted(self, block: Block, rule: str) -> None:
         self.ledger.note_evicted(block.key)
         if self.link is None:
-            self.commons.forget(block.key)  # else it may lie in the arena
+            self.commons.forget([block.key])  # else it may lie in the arena
 
     def _shut_down(self, error: Exception) -> None:
         with self._wake:
