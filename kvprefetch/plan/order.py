@@ -11,7 +11,7 @@ Promises
   `Counters`: a queue for admission and one for the engine's slices.
 - Between two tenants that always have something waiting, service ÷ weight differs by at most `lead` and one piece of
   service; nobody waits for ever while the number of tenants is bounded.
-- Each call is O(log n) and looks at 64 tenants at most. Raises KeyError for an item that it has not.
+- Each call is O(log n) and looks at 32 tenants at most. Raises KeyError for an item that it has not.
 """
 
 import heapq
@@ -25,7 +25,7 @@ from kvprefetch.plan.counters import Counters
 
 LEAD_S = 1.0
 AGEING = 0.1
-_LOOKED_AT = 64
+_LOOKED_AT = 32
 
 T = TypeVar("T", bound=Hashable)
 
@@ -161,7 +161,7 @@ class FairOrder(Generic[T]):
         return turn.item
 
     def hold(self, item: T) -> None:
-        """It is out, as if it had been taken."""
+        """It is taken out of turn."""
         self._places[item].entry = 0
 
     def set_aside(self, tenant: str) -> None:
@@ -223,11 +223,12 @@ def _seconds(work: float) -> float:
     return work if 0 < work < inf else 0.0
 
 
-def foremost(orders: Sequence[FairOrder[T]]) -> FairOrder[T] | None:
-    """Of several over the same counters, the one whose turn it is; None: nobody waits in any."""
+def foremost(orders: Sequence[FairOrder[T]]) -> tuple[FairOrder[T], T] | None:
+    """Of several over the same counters, whose turn it is and what; None: nobody waits in any. See `FairOrder.hold`."""
     turns = [(order, turn) for order in orders if (turn := order.turn()) is not None]
     if not turns:
         return None
     least = min(turn.least for _, turn in turns)
     near = [(turn.rank, at) for at, (order, turn) in enumerate(turns) if turn.level <= least + order.lead]
-    return turns[min(near)[1]][0]
+    order, turn = turns[min(near)[1]]
+    return order, turn.item

@@ -83,6 +83,11 @@ class Admission:
         return len(self._held) < self.rows
 
     @property
+    def has_running(self) -> bool:
+        """Whether any request is in."""
+        return bool(self._held)
+
+    @property
     def awaited(self) -> LiveRequest | None:
         """The request that everybody waits for."""
         return self._awaited

@@ -23,7 +23,8 @@ from kvprefetch.worker.request import LiveRequest
 
 OUTPUT_WEIGHT = 2.0
 """Of a sampled token against one of a prompt: Sheng et al. (OSDI 2024)."""
-_PASSED = 16  # turns of requests that do not fit, in one forward: the next one tries them again
+_RETRY_S = 0.05  # where nobody has ended meanwhile: other holds on pages end, too
+_PASSED = 8  # turns of requests that do not fit, in one forward: the next one tries them again
 
 Slices = list[tuple[LiveRequest, int]]
 """Whose prefill goes on, and up to which token."""
@@ -43,6 +44,9 @@ class Turns:
         self.counters = Counters(admission.shares.weight)
         self.waiting: FairOrder[LiveRequest] = FairOrder(self.counters)
         self.prefilling: FairOrder[LiveRequest] = FairOrder(self.counters)  # those that are being loaded are out
+
+        self._full: set[str] = set()  # tenants for whose requests there was no room
+        self._full_at = 0.0
 
     def add(self, request: LiveRequest) -> None:
         """It waits for admission."""
@@ -73,6 +77,7 @@ class Turns:
             self.admission.gave_up(request)
             return
         self.admission.closed(request)
+        self._full.clear()
         if request in self.prefilling:
             self.prefilling.remove(request)
 
@@ -84,6 +89,9 @@ class Turns:
         slices: Slices = []
         passed: list[LiveRequest] = []
         room = chunk = self.engine.chunk_tokens
+        if not self.admission.has_running or not 0 <= now - self._full_at < _RETRY_S:
+            self._full.clear()
+            self._full_at = now
         if self.admission.awaited is not None and self.admission.has_row:
             self._admit(self.admission.awaited, now)
         while room > 0 and len(passed) < _PASSED and (request := self._take()) is not None:
@@ -113,17 +121,22 @@ class Turns:
     def _take(self) -> LiveRequest | None:
         """Whose turn it is: of those that wait for admission, too, while there is a row for one."""
         orders = [self.prefilling, self.waiting] if self.admission.has_row else [self.prefilling]
-        order = foremost(orders)
-        return order.take() if order is not None else None
+        first = foremost(orders)
+        if first is None:
+            return None
+        order, request = first
+        order.hold(request)
+        return request
 
     def _admit(self, request: LiveRequest, now: float) -> bool:
         """Let it in, or end it where it can never fit; False: there is no room for it now."""
-        if not self.admission.may_open(request):
+        if request.tenant in self._full or not self.admission.may_open(request):
             return False
         try:
             is_open = self.open(request, now)
         except PoolFull:
             self.admission.refused(request, now)
+            self._full.add(request.tenant)
             return False
         if not is_open:
             self.forget(request)

@@ -145,11 +145,11 @@ def test_two_queues_over_the_same_counters_have_one_turn() -> None:
     assert foremost([waiting, started]) is None
     started.add("batch long", "batch", 2.0)
     waiting.add("ann short", "ann", 0.1)
-    assert foremost([started, waiting]) is waiting
+    assert foremost([started, waiting]) == (waiting, "ann short")
     counters.charge("ann", 5.0)
-    assert foremost([started, waiting]) is started
+    assert foremost([started, waiting]) == (started, "batch long")
     counters.charge("batch", 4.5)
-    assert foremost([started, waiting]) is waiting
+    assert foremost([started, waiting]) == (waiting, "ann short")
 
 
 def test_what_is_not_there_is_a_key_error_and_nonsense_is_no_work() -> None:
