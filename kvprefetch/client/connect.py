@@ -78,19 +78,22 @@ class Connection:
         name: str = "",
         model: str = "",
         adapter: str = "",
+        namespace: str = "",
     ) -> Context:
         """Describe a context of `model` (needed where the service has several).
 
         With a `name`, the service remembers it from its first use on, for this tenant; the name alone finds it again,
-        here or in another process. Raises InvalidRequest.
+        here or in another process. `namespace`: who shares its blocks, see `Context`. Raises InvalidRequest.
         """
         messages, token_ids = tuple(messages), tuple(token_ids)
         with self._lock:
-            if name in self._named and not messages and not token_ids:
+            if name in self._named and not messages and not token_ids and not namespace:
                 self._named.move_to_end(name)
                 return self._named[name]
         kwargs = dict(chat_template_kwargs or {})
-        context = RemoteContext(messages, tuple(tools), kwargs, token_ids, name, model=model, adapter=adapter)
+        context = RemoteContext(
+            messages, tuple(tools), kwargs, token_ids, name, namespace, model=model, adapter=adapter
+        )
         if name and (messages or token_ids):
             with self._lock:
                 self._named[name] = context

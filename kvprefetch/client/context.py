@@ -34,6 +34,7 @@ def to_wire(context: Context) -> pb.Context:
         model=getattr(context, "model", ""),
         adapter=getattr(context, "adapter", ""),
         name=context.name,
+        namespace=context.namespace,
         messages=_json(context.messages, "messages"),
         tools=_json(context.tools, "tools"),
         chat_template_kwargs=_json(context.chat_template_kwargs, "chat_template_kwargs"),

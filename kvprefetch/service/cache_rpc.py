@@ -28,6 +28,7 @@ from kvprefetch.v1 import cache_pb2 as pb
 _MOST_NUMBERS = 16_384  # leases and reservations in one call
 _MOST_NAME = 63  # bytes of a tenant's name, as in credentials
 _MOST_SESSION = 256
+_LONGEST_HOLD_S = 30 * 86_400.0
 
 
 class CacheService:
@@ -64,8 +65,6 @@ class CacheService:
         _check_names(request.tenant, request.session)
         if len(request.parent) not in (0, KEY_BYTES):
             raise InvalidRequest(f"parent: {len(request.parent)} bytes; a key has {KEY_BYTES}, or none for the first")
-        if not request.tenant:
-            raise InvalidRequest("tenant: say who is charged")
         hold_s = _seconds(request.hold_s) if request.speculative else None
         number, slots = worker.shelf.reserve(worker.owner, request.parent, split(request.keys), request.tenant, hold_s)
         return pb.ReserveReply(reservation=number, slots=pack_slots(slots))
@@ -105,7 +104,7 @@ class CacheService:
         _check_names(request.tenant, "")
         if not request.tenant:
             raise InvalidRequest("tenant: say who is charged")
-        return pb.PinReply(pinned=shelf.pin(request.tenant, request.keys, _seconds(request.hold_s)))
+        return pb.PinReply(pinned=shelf.pin(request.tenant, request.keys, _seconds(request.hold_s, LONGEST_S)))
 
     # -- within ----------------------------------------------------------------------------------------
     async def _worker(self, instance: bytes, context: Context) -> Worker:
@@ -153,7 +152,7 @@ def _check_names(tenant: str, session: str) -> None:
         raise InvalidRequest(f"session: at most {_MOST_SESSION} bytes")
 
 
-def _seconds(hold_s: float) -> float:
-    if not math.isfinite(hold_s) or not 0 <= hold_s <= LONGEST_S:
-        raise InvalidRequest(f"hold_s: {hold_s}; from 0 to {LONGEST_S:.0f} seconds")
+def _seconds(hold_s: float, longest_s: float = _LONGEST_HOLD_S) -> float:
+    if not math.isfinite(hold_s) or not 0 <= hold_s <= longest_s:
+        raise InvalidRequest(f"hold_s: {hold_s}; from 0 to {longest_s:.0f} seconds")
     return hold_s

@@ -2,7 +2,7 @@
 
 Promises
 - A hint that no worker can take waits until one registers, or expires. If its worker vanishes before it is done,
-  another one gets it, once; the second time it is FAILED.
+  another one gets it, once; the second time it is FAILED. One that is for a certain worker only ends with it.
 - The first outcome and the first use count; what a worker says later, or of somebody else's hint, is ignored.
 - All that is kept is bounded: a tenant has at most `max_hints` open hints, with `max_bytes` of contexts, and as many
   ended ones are remembered, without their contexts.
@@ -11,7 +11,7 @@ Promises
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
@@ -76,6 +76,8 @@ class Hint:
     reason: str = ""
     because: str = ""
     use_due_at: float = 0.0  # a use that is not told by then is UNUSED
+    only_at: bytes | None = None  # the one worker that it is for; None: wherever the session's request will land
+    heard: Callable[["Hint"], None] | None = None  # called when it has its outcome, and when it has its use
     resolved: asyncio.Event = field(default_factory=asyncio.Event)  # it has an outcome, or the book is closed
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # nothing more will come
 
@@ -125,17 +127,29 @@ class HintBook:
         self._numbers: Iterator[int] = count(first_number)
 
     # -- what callers want -----------------------------------------------------------------------------
-    def issue(self, tenant: str, preload: Preload, now: float, hold_s: float | None = None) -> Hint:
+    def issue(
+        self,
+        tenant: str,
+        preload: Preload,
+        now: float,
+        hold_s: float | None = None,
+        *,
+        only_at: bytes | None = None,
+        heard: Callable[[Hint], None] | None = None,
+    ) -> Hint:
         """A new hint; `preload` says all but its number and place. Raises LimitExceeded, UnknownModel, InvalidRequest.
 
-        Without a `hold_s`, the worker's setting says how long it keeps its place.
+        Without a `hold_s`, the worker's setting says how long it keeps its place. One that is for a certain worker
+        only is not limited: whoever issues it keeps its content, and counts it.
         """
-        size = preload.context.ByteSize()
-        self.make_room(tenant, 1, size)
+        size = preload.context.ByteSize() if only_at is None else 0
+        if only_at is None:
+            self.make_room(tenant, 1, size)
         model = self.resolve_model(preload.context.model)
         hold = UNSTATED_HOLD_S if hold_s is None else hold_s
         expected_at = now + preload.expected_in_s
-        hint = Hint(next(self._numbers), tenant, model, preload, expected_at, expected_at + hold, size=size)
+        hint = Hint(self.next_number(), tenant, model, preload, expected_at, expected_at + hold, size=size)
+        hint.only_at, hint.heard = only_at, heard
         preload.hint, preload.tenant = hint.number, tenant
         if hold_s is not None:
             preload.hold_s = hold_s
@@ -145,6 +159,10 @@ class HintBook:
         book.open[hint.number] = self._open[hint.number] = hint
         self._place(hint, now)
         return hint
+
+    def next_number(self) -> int:
+        """A number that no hint has."""
+        return next(self._numbers)
 
     def make_room(self, tenant: str, hints: int, size: int = 0) -> None:
         """Raises LimitExceeded unless the tenant may have so many more, with contexts of `size` bytes together."""
@@ -201,8 +219,8 @@ class HintBook:
         self._away[worker] = now + COMES_BACK_S
         for hint in [each for each in self._open.values() if each.worker == worker and each.outcome is None]:
             hint.worker, hint.losses = None, hint.losses + 1
-            if hint.is_withdrawn:
-                self._resolve(hint, Outcome.CANCELLED, now, "withdrawn, and its worker vanished")
+            if hint.is_withdrawn or hint.only_at is not None:
+                self._resolve(hint, Outcome.CANCELLED, now, "its worker vanished, and nobody else is to have it")
             elif hint.losses > 1:
                 self._resolve(hint, Outcome.FAILED, now, "the worker vanished, and so did the one before")
             else:
@@ -254,7 +272,11 @@ class HintBook:
     def _place(self, hint: Hint, now: float) -> None:
         """Give it to a worker, if there is one."""
         hint.model = hint.model or self._only_model()
-        place = self.workers.place(hint.tenant, hint.session, hint.model) if hint.model else None
+        place: tuple[bytes, Place] | None = None
+        if hint.only_at is not None:
+            place = hint.only_at, Place.PLACE_DEVICE
+        elif hint.model:
+            place = self.workers.place(hint.tenant, hint.session, hint.model)
         if place is None:
             return
         worker, where = place
@@ -278,6 +300,8 @@ class HintBook:
         hint.resolved.set()
         if not outcome.is_resident:
             self._end(hint)
+        if hint.heard is not None:
+            hint.heard(hint)
 
     def _use(self, hint: Hint, use: Use, tokens: int) -> None:
         hint.use, hint.used_tokens = use, tokens
@@ -285,6 +309,8 @@ class HintBook:
         book.uses[use] += 1
         book.used_tokens += tokens
         self._end(hint)
+        if hint.heard is not None:
+            hint.heard(hint)
 
     def _end(self, hint: Hint) -> None:
         book = self.tenants[hint.tenant]

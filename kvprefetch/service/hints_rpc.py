@@ -4,6 +4,7 @@ Promises
 - Every call is for the caller's own tenant. Names and hints of another tenant are unknown.
 - `Signal` and `Prefetch` return their first answer at once; nothing waits for a worker but the events that it tells.
 - A hint lives on when its stream is closed.
+- A group's contexts are for its tenants, public ones for operators alone (PermissionDenied).
 - Contexts are not rendered here: their JSON is looked at no further than its first byte, and never logged.
 """
 
@@ -14,12 +15,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvprefetch.cache.shares import OPERATOR
 from kvprefetch.client.words import outcome_word, use_word
-from kvprefetch.errors import InvalidRequest, LimitExceeded, ServiceUnavailable
-from kvprefetch.service.auth import caller
+from kvprefetch.contexts import PUBLIC, group_of
+from kvprefetch.errors import InvalidRequest, LimitExceeded, PermissionDenied, ServiceUnavailable
+from kvprefetch.service.auth import Role, caller
 from kvprefetch.service.calls import Context as Call
 from kvprefetch.service.hints import Hint, HintBook, TenantBook
 from kvprefetch.service.limits import Bucket, Names
+from kvprefetch.service.public import PublicContexts, Standing
 from kvprefetch.settings import ServiceSettings, Settings
 from kvprefetch.v1 import hints_pb2 as pb
 from kvprefetch.v1 import hints_pb2_grpc
@@ -27,6 +31,8 @@ from kvprefetch.v1.workers_pb2 import Observed, Preload, ServiceMessage
 
 SESSION_ENDED = "session_ended"
 _KINDS = 64  # of signals, counted apart; callers choose the words, so there must be an end
+PUBLIC_HOLD_S = 86_400.0
+"""How long workers that come are given a public context, where its operator does not say."""
 _WORD_BYTES = 256  # of a kind, a session, a name
 _ATTRIBUTES_BYTES = 64 * 2**10
 
@@ -59,6 +65,7 @@ class HintsService(hints_pb2_grpc.HintsServicer):
     ) -> None:
         self.book, self.settings, self.clock, self.wall = book, settings, clock, wall
         self.allowances: dict[str, Allowance] = {}
+        self.public = PublicContexts(book, settings.service.max_contexts, settings.service.max_context_bytes)
 
     async def Signal(self, request: pb.SignalRequest, context: Call) -> pb.SignalReply:
         """See the proto."""
@@ -73,6 +80,8 @@ class HintsService(hints_pb2_grpc.HintsServicer):
             allowance.stale += 1
             return pb.SignalReply()
         contexts = [self._whole(tenant, each, now) for each in request.contexts]
+        for each in contexts:
+            self._check_group(tenant, each.namespace)
         self.book.make_room(tenant, len(contexts), sum(each.ByteSize() for each in contexts))
         for each in contexts:
             self.book.resolve_model(each.model)
@@ -91,7 +100,7 @@ class HintsService(hints_pb2_grpc.HintsServicer):
 
     async def Prefetch(self, request: pb.PrefetchRequest, context: Call) -> AsyncIterator[pb.PrefetchEvent]:
         """See the proto."""
-        hint = self._hint(caller().tenant, request)
+        hint = self._find(request.follow) if request.follow else self._issue(request)
         yield _event(hint)
         await hint.resolved.wait()
         self._refuse_if_closed()
@@ -103,8 +112,11 @@ class HintsService(hints_pb2_grpc.HintsServicer):
 
     async def Cancel(self, request: pb.CancelRequest, context: Call) -> pb.CancelReply:
         """See the proto."""
-        hint = self.book.find(caller().tenant, request.hint)
-        self.book.cancel(hint, "withdrawn by the caller", self.clock())
+        hint, reason, now = self._find(request.hint), "withdrawn by the caller", self.clock()
+        if isinstance(hint, Standing):
+            self.public.cancel(hint, reason, now)
+        else:
+            self.book.cancel(hint, reason, now)
         return pb.CancelReply()
 
     def stats(self, tenant: str | None = None) -> dict[str, Any]:
@@ -118,13 +130,20 @@ class HintsService(hints_pb2_grpc.HintsServicer):
             self.allowances[tenant] = Allowance.of(self.settings.service)
         return self.allowances[tenant]
 
-    def _hint(self, tenant: str, request: pb.PrefetchRequest) -> Hint:
-        """The hint that is asked for, or followed."""
-        if request.follow:
-            return self.book.find(tenant, request.follow)
+    def _find(self, number: int) -> Hint:
+        """A hint of the caller's. Raises UnknownContext."""
+        standing = self.public.find(number) if Role.OPERATOR in caller().roles else None
+        return standing or self.book.find(caller().tenant, number)
+
+    def _issue(self, request: pb.PrefetchRequest) -> Hint:
+        """The hint that is asked for."""
         now = self.clock()
         _check_numbers(request)
+        if request.context.namespace == PUBLIC:
+            return self._issue_public(request, now)
+        tenant = caller().tenant
         content = self._whole(tenant, request.context, now)
+        self._check_group(tenant, content.namespace)
         self.book.make_room(tenant, 1, content.ByteSize())
         self.book.resolve_model(content.model)
         self._remember(tenant, content, now)
@@ -136,6 +155,25 @@ class HintsService(hints_pb2_grpc.HintsServicer):
         )
         return self.book.issue(tenant, preload, now, request.hold_s if request.HasField("hold_s") else None)
 
+    def _issue_public(self, request: pb.PrefetchRequest, now: float) -> Hint:
+        """A context for every worker. Its name is one among the operator's."""
+        if Role.OPERATOR not in caller().roles:
+            raise PermissionDenied(f"{caller().name!r} is no operator: only an operator fills the public namespace")
+        content = self._whole(OPERATOR, request.context, now)
+        preload = Preload(context=content, probability=request.probability, expected_in_s=request.expected_in_s)
+        hold_s = request.hold_s if request.HasField("hold_s") else PUBLIC_HOLD_S
+        standing = self.public.issue(preload, now, hold_s)
+        self._remember(OPERATOR, content, now)
+        return standing
+
+    def _check_group(self, tenant: str, namespace: str) -> None:
+        """Raises PermissionDenied unless the tenant may fill it, InvalidRequest for no namespace."""
+        group = group_of(namespace)
+        if namespace == PUBLIC:
+            raise PermissionDenied("the public namespace is filled by an operator's prefetch alone")
+        if group and not any(each.name == group and tenant in each.tenants for each in self.settings.groups):
+            raise PermissionDenied(f"{tenant!r} is in no group of the name {group!r}")
+
     def _whole(self, tenant: str, context: pb.Context, now: float) -> pb.Context:
         """A copy of the context, its content recalled where only its name is given.
 
@@ -146,6 +184,7 @@ class HintsService(hints_pb2_grpc.HintsServicer):
         if context.name and not context.messages and not context.token_ids:
             whole.CopyFrom(self._allowance(tenant).names.recall(context.name, now))
             whole.model = context.model or whole.model
+            whole.namespace = context.namespace or whole.namespace
         else:
             _check_content(context)
             whole.CopyFrom(context)

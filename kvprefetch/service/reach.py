@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 
 from kvprefetch.service.hints import HintBook
+from kvprefetch.service.public import PublicContexts
 from kvprefetch.service.registry import Registry, Worker
 from kvprefetch.v1.workers_pb2 import Place, ServiceMessage, WorkerMessage
 
@@ -38,13 +39,15 @@ class Reach:
         self.registry.placement.ended(tenant, session)
 
 
-def connect(registry: Registry, book: HintBook, clock: Callable[[], float]) -> None:
-    """Tell the book what the registry hears."""
+def connect(registry: Registry, book: HintBook, public: PublicContexts, clock: Callable[[], float]) -> None:
+    """Tell the book, and who keeps the public contexts, what the registry hears."""
 
     def reported(worker: Worker, message: WorkerMessage) -> None:
         if message.HasField("preload"):
             book.reported(worker.instance, message.preload, clock())
 
     registry.on_joined(lambda worker: book.registered(worker.instance, worker.model, clock()))
+    registry.on_joined(lambda worker: public.registered(worker.instance, worker.model, clock()))
+    registry.on_left(lambda worker: public.vanished(worker.instance))
     registry.on_left(lambda worker: book.vanished(worker.instance, clock()))
     registry.on_report(reported)

@@ -78,8 +78,8 @@ class Server:
         service = settings.service
         first = secrets.randbits(40) << 22  # another run's numbers are unknown here
         self.book = HintBook(reach, service.max_hints, service.max_context_bytes, first)
-        connect(core.registry, self.book, clock)
         self.hints = HintsService(self.book, settings, clock)
+        connect(core.registry, self.book, self.hints.public, clock)
         self.admin = AdminService(settings, core.node, self.hints, self.calls, self._about, self.drain)
         self.addresses: list[str] = []
         self._health = health.aio.HealthServicer()
@@ -152,6 +152,7 @@ class Server:
             await asyncio.sleep(TICK_S)
             try:
                 self.book.expire(self.clock())
+                self.hints.public.expire(self.clock())
             except Exception:  # the task's outermost line
                 log.exception("closing overdue hints broke")
 
@@ -161,6 +162,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         self.core.registry.drain()
         self.book.close("the service was ended", self.clock())
+        self.hints.public.close("the service was ended")
         waits = [asyncio.create_task(self.calls.wait_idle()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(waits, timeout=self.settings.service.drain_s, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:

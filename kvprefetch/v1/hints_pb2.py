@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvprefetch.v1 import outcomes_pb2 as kvprefetch_dot_v1_dot_outcomes__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvprefetch/v1/hints.proto\x12\rkvprefetch.v1\x1a\x1ckvprefetch/v1/outcomes.proto\"\x89\x01\n\x07\x43ontext\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08messages\x18\x02 \x01(\x0c\x12\r\n\x05tools\x18\x03 \x01(\x0c\x12\x1c\n\x14\x63hat_template_kwargs\x18\x04 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\"x\n\rSignalRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12(\n\x08\x63ontexts\x18\x03 \x03(\x0b\x32\x16.kvprefetch.v1.Context\x12\x12\n\nattributes\x18\x04 \x01(\x0c\x12\n\n\x02\x61t\x18\x05 \x01(\x01\"\r\n\x0bSignalReply\"\xa7\x01\n\x0fPrefetchRequest\x12\'\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x16.kvprefetch.v1.Context\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x15\n\rexpected_in_s\x18\x04 \x01(\x01\x12\x13\n\x06hold_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x04\x42\t\n\x07_hold_s\"\xa8\x01\n\rPrefetchEvent\x12\x0c\n\x04hint\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.kvprefetch.v1.Outcome\x12\x1f\n\x03use\x18\x03 \x01(\x0e\x32\x12.kvprefetch.v1.Use\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x06 \x01(\t\x12\x0e\n\x06worker\x18\x07 \x01(\t\"\x1d\n\rCancelRequest\x12\x0c\n\x04hint\x18\x01 \x01(\x04\"\r\n\x0b\x43\x61ncelReply2\xdb\x01\n\x05Hints\x12\x42\n\x06Signal\x12\x1c.kvprefetch.v1.SignalRequest\x1a\x1a.kvprefetch.v1.SignalReply\x12J\n\x08Prefetch\x12\x1e.kvprefetch.v1.PrefetchRequest\x1a\x1c.kvprefetch.v1.PrefetchEvent0\x01\x12\x42\n\x06\x43\x61ncel\x12\x1c.kvprefetch.v1.CancelRequest\x1a\x1a.kvprefetch.v1.CancelReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvprefetch/v1/hints.proto\x12\rkvprefetch.v1\x1a\x1ckvprefetch/v1/outcomes.proto\"\x9c\x01\n\x07\x43ontext\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08messages\x18\x02 \x01(\x0c\x12\r\n\x05tools\x18\x03 \x01(\x0c\x12\x1c\n\x14\x63hat_template_kwargs\x18\x04 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\x12\x11\n\tnamespace\x18\x08 \x01(\t\"x\n\rSignalRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12(\n\x08\x63ontexts\x18\x03 \x03(\x0b\x32\x16.kvprefetch.v1.Context\x12\x12\n\nattributes\x18\x04 \x01(\x0c\x12\n\n\x02\x61t\x18\x05 \x01(\x01\"\r\n\x0bSignalReply\"\xa7\x01\n\x0fPrefetchRequest\x12\'\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x16.kvprefetch.v1.Context\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x15\n\rexpected_in_s\x18\x04 \x01(\x01\x12\x13\n\x06hold_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x04\x42\t\n\x07_hold_s\"\xa8\x01\n\rPrefetchEvent\x12\x0c\n\x04hint\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.kvprefetch.v1.Outcome\x12\x1f\n\x03use\x18\x03 \x01(\x0e\x32\x12.kvprefetch.v1.Use\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x06 \x01(\t\x12\x0e\n\x06worker\x18\x07 \x01(\t\"\x1d\n\rCancelRequest\x12\x0c\n\x04hint\x18\x01 \x01(\x04\"\r\n\x0b\x43\x61ncelReply2\xdb\x01\n\x05Hints\x12\x42\n\x06Signal\x12\x1c.kvprefetch.v1.SignalRequest\x1a\x1a.kvprefetch.v1.SignalReply\x12J\n\x08Prefetch\x12\x1e.kvprefetch.v1.PrefetchRequest\x1a\x1c.kvprefetch.v1.PrefetchEvent0\x01\x12\x42\n\x06\x43\x61ncel\x12\x1c.kvprefetch.v1.CancelRequest\x1a\x1a.kvprefetch.v1.CancelReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,19 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvprefetch.v1.hints_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONTEXT']._serialized_start=75
-  _globals['_CONTEXT']._serialized_end=212
-  _globals['_SIGNALREQUEST']._serialized_start=214
-  _globals['_SIGNALREQUEST']._serialized_end=334
-  _globals['_SIGNALREPLY']._serialized_start=336
-  _globals['_SIGNALREPLY']._serialized_end=349
-  _globals['_PREFETCHREQUEST']._serialized_start=352
-  _globals['_PREFETCHREQUEST']._serialized_end=519
-  _globals['_PREFETCHEVENT']._serialized_start=522
-  _globals['_PREFETCHEVENT']._serialized_end=690
-  _globals['_CANCELREQUEST']._serialized_start=692
-  _globals['_CANCELREQUEST']._serialized_end=721
-  _globals['_CANCELREPLY']._serialized_start=723
-  _globals['_CANCELREPLY']._serialized_end=736
-  _globals['_HINTS']._serialized_start=739
-  _globals['_HINTS']._serialized_end=958
+  _globals['_CONTEXT']._serialized_end=231
+  _globals['_SIGNALREQUEST']._serialized_start=233
+  _globals['_SIGNALREQUEST']._serialized_end=353
+  _globals['_SIGNALREPLY']._serialized_start=355
+  _globals['_SIGNALREPLY']._serialized_end=368
+  _globals['_PREFETCHREQUEST']._serialized_start=371
+  _globals['_PREFETCHREQUEST']._serialized_end=538
+  _globals['_PREFETCHEVENT']._serialized_start=541
+  _globals['_PREFETCHEVENT']._serialized_end=709
+  _globals['_CANCELREQUEST']._serialized_start=711
+  _globals['_CANCELREQUEST']._serialized_end=740
+  _globals['_CANCELREPLY']._serialized_start=742
+  _globals['_CANCELREPLY']._serialized_end=755
+  _globals['_HINTS']._serialized_start=758
+  _globals['_HINTS']._serialized_end=977
 # @@protoc_insertion_point(module_scope)

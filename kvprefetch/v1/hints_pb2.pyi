@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Context(_message.Message):
-    __slots__ = ("model", "messages", "tools", "chat_template_kwargs", "token_ids", "name", "adapter")
+    __slots__ = ("model", "messages", "tools", "chat_template_kwargs", "token_ids", "name", "adapter", "namespace")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class Context(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: bytes
     tools: bytes
@@ -23,7 +24,8 @@ class Context(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     name: str
     adapter: str
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[bytes] = ..., tools: _Optional[bytes] = ..., chat_template_kwargs: _Optional[bytes] = ..., token_ids: _Optional[_Iterable[int]] = ..., name: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
+    namespace: str
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[bytes] = ..., tools: _Optional[bytes] = ..., chat_template_kwargs: _Optional[bytes] = ..., token_ids: _Optional[_Iterable[int]] = ..., name: _Optional[str] = ..., adapter: _Optional[str] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class SignalRequest(_message.Message):
     __slots__ = ("kind", "session", "contexts", "attributes", "at")

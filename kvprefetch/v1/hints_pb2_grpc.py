@@ -29,6 +29,8 @@ class HintsStub(object):
     """Role of all: tenant (a worker or operator may too, for the tenant "default" of its settings).
     Status codes: UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, NOT_FOUND (an unknown model or context name; a
     name of another tenant is unknown), RESOURCE_EXHAUSTED (the tenant's limit of contexts, hints or signals), UNAVAILABLE.
+    A context of a group is for the tenants of that group; a public one for the role operator alone, and every worker of
+    its model gets it, those that register while its hold lasts as well: its outcome comes when all that are there have it.
     """
 
     def __init__(self, channel):
@@ -58,6 +60,8 @@ class HintsServicer(object):
     """Role of all: tenant (a worker or operator may too, for the tenant "default" of its settings).
     Status codes: UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, NOT_FOUND (an unknown model or context name; a
     name of another tenant is unknown), RESOURCE_EXHAUSTED (the tenant's limit of contexts, hints or signals), UNAVAILABLE.
+    A context of a group is for the tenants of that group; a public one for the role operator alone, and every worker of
+    its model gets it, those that register while its hold lasts as well: its outcome comes when all that are there have it.
     """
 
     def Signal(self, request, context):
@@ -112,6 +116,8 @@ class Hints(object):
     """Role of all: tenant (a worker or operator may too, for the tenant "default" of its settings).
     Status codes: UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, NOT_FOUND (an unknown model or context name; a
     name of another tenant is unknown), RESOURCE_EXHAUSTED (the tenant's limit of contexts, hints or signals), UNAVAILABLE.
+    A context of a group is for the tenants of that group; a public one for the role operator alone, and every worker of
+    its model gets it, those that register while its hold lasts as well: its outcome comes when all that are there have it.
     """
 
     @staticmethod

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvprefetch.contexts import Context
-from kvprefetch.errors import Closed, InvalidRequest
+from kvprefetch.errors import Closed, InvalidRequest, PermissionDenied
 from kvprefetch.outcomes import Outcome, Result
 from kvprefetch.v1 import hints_pb2, workers_pb2
 from kvprefetch.worker.hints import Prefetch
@@ -65,7 +65,7 @@ class Assigned:
                 to_host=asked.place == workers_pb2.PLACE_HOST,
                 report=lambda handle: self._settled(given, handle),
             )
-        except InvalidRequest as error:
+        except (InvalidRequest, PermissionDenied) as error:
             self._end(given, Result(Outcome.FAILED, 0, str(error)))
         except Closed:
             self._end(given, Result(Outcome.CANCELLED, 0, "the worker was closed"))
@@ -139,6 +139,7 @@ def read_context(wire: hints_pb2.Context) -> Context:
             chat_template_kwargs=dict(json.loads(wire.chat_template_kwargs or b"{}")),
             token_ids=tuple(wire.token_ids),
             name=wire.name,
+            namespace=wire.namespace,
         )
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"the context cannot be read: {type(error).__name__}") from error

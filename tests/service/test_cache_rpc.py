@@ -195,7 +195,6 @@ REFUSED: list[tuple[str, str, dict[str, Any], Code, str]] = [
     ("a long tenant", "Lookup", {**LOOKUP, "tenant": "a" * 64}, Code.INVALID_ARGUMENT, "at most 63 bytes"),
     ("a long session", "Lookup", {**LOOKUP, "session": "a" * 257}, Code.INVALID_ARGUMENT, "at most 256 bytes"),
     ("a part of a parent", "Reserve", {**RESERVE, "parent": b"1" * 31}, Code.INVALID_ARGUMENT, "parent: 31 bytes"),
-    ("nobody is charged", "Reserve", {**RESERVE, "tenant": ""}, Code.INVALID_ARGUMENT, "who is charged"),
     ("nobody reserves", "Reserve", {**RESERVE, "instance": NOBODY}, Code.FAILED_PRECONDITION, "Workers.Work"),
     (
         "an odd hold",
