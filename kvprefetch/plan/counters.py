@@ -1,8 +1,9 @@
 """How much service each tenant has had, by weight: virtual-time counters.
 
 After the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): whoever has
-the least is served next; who comes back from idleness starts from the least counter among those who want service, so
-that no credit is banked.
+the least is served next; who comes back from idleness starts from the least counter among those who want service, less
+a bounded `credit`. Without one nothing is banked, as in the paper; with one whoever asks seldom has the whole engine for
+so long, though others keep it busy, and delays them by no more than that.
 
 Promises
 - Pure, without a clock: time passes by what is charged. Used by one thread alone. Raises nothing: an amount that is
@@ -31,8 +32,8 @@ class _Account:
 class Counters:
     """See the module's promises. `weight` of a tenant may be replaced at any time: it holds for later charges."""
 
-    def __init__(self, weight: Weight = lambda tenant: 1.0, max_idle: int = 65_536) -> None:
-        self.weight, self.max_idle = weight, max_idle
+    def __init__(self, weight: Weight = lambda tenant: 1.0, max_idle: int = 65_536, credit: float = 0.0) -> None:
+        self.weight, self.max_idle, self.credit = weight, max_idle, credit
         self.total = 0.0  # service of all, unweighted
         self._accounts: dict[str, _Account] = {}
         self._wanting: list[tuple[float, str]] = []  # heap by level; one that has risen meanwhile is put right later
@@ -64,7 +65,8 @@ class Counters:
         account = self._accounts.get(tenant)
         if account is not None and account.wants:
             return account.level
-        return max(account.level, self.floor) if account is not None else self.floor
+        start = self._start(tenant)
+        return max(account.level, start) if account is not None else start
 
     def passed(self, tenant: str) -> float:
         """`total` when it was last served or began to want service: what it has been passed over since is the rest."""
@@ -72,7 +74,7 @@ class Counters:
         return account.passed if account is not None and account.wants else self.total
 
     def enter(self, tenant: str) -> None:
-        """One more thing of its wants service. Coming from idleness, it is lifted to the floor."""
+        """One more thing of its wants service. Coming from idleness, it is lifted to the floor, less its credit."""
         level = self.level(tenant)
         account = self._accounts.setdefault(tenant, _Account(level))
         if not account.wants:
@@ -109,11 +111,20 @@ class Counters:
             self._rest(tenant, account)
 
     # -- within ----------------------------------------------------------------------------------------
+    def _start(self, tenant: str) -> float:
+        """Where it begins, coming from idleness."""
+        if not self.credit:
+            return self.floor
+        weight = self.weight(tenant)
+        return self.floor - self.credit / (weight if 0 < weight < inf else 1.0)
+
     def _rest(self, tenant: str, account: _Account) -> None:
         """It is idle: remember it as long as that makes a difference."""
         heapq.heappush(self._idle, (account.level, tenant))
-        floor = self.floor
-        while self._idle and (self._idle[0][0] <= floor or len(self._accounts) - self._active > self.max_idle):
+        while self._idle:
+            level, other = self._idle[0]
+            if level > self._start(other) and len(self._accounts) - self._active <= self.max_idle:
+                break
             level, other = heapq.heappop(self._idle)
             rested = self._accounts.get(other)
             if rested is not None and not rested.wants and rested.level <= level:

@@ -106,12 +106,13 @@ class Moves:
     late: int = 0  # of them, those whose request came before they were done
 
 
+Record = Callable[[Live], None]
+
+
 class SimWorker:
     """See the module's promises."""
 
-    def __init__(
-        self, machine: Machine, clock: VirtualClock, strategy: Strategy, record: Callable[[Live], None]
-    ) -> None:
+    def __init__(self, machine: Machine, clock: VirtualClock, strategy: Strategy, record: Record) -> None:
         self.machine, self.clock, self.strategy, self.record = machine, clock, strategy, record
         self.gpu = self._gpu_pool(machine.gpu_tokens // machine.block_tokens)
         host_tokens = machine.host_tokens if strategy.has_host else 0
@@ -138,8 +139,11 @@ class SimWorker:
     def arrive(self, request: Request) -> None:
         """A request has come."""
         self.active += 1
-        self.waiting.append(Live(request, min(request.blocks, self.gpu.capacity)))
+        self._arrived(Live(request, min(request.blocks, self.gpu.capacity)))
         self._admit()
+
+    def _arrived(self, live: Live) -> None:
+        self.waiting.append(live)
 
     def _admit(self) -> None:
         while self.waiting:
@@ -147,20 +151,30 @@ class SimWorker:
             if not self._open(live):
                 return
             self.waiting.popleft()
-            self.moves.late += self.unfinished.pop(live.request.session, None) is not None
-            self.strategy.arrived(live)
-            if live.host_blocks:
-                self.loading.append(live)
-                self.serve_link()
-            else:
-                self._prefill(live)
+            self._begin(live)
+
+    def _begin(self, live: Live) -> None:
+        """It was let in."""
+        self.moves.late += self.unfinished.pop(live.request.session, None) is not None
+        self.strategy.arrived(live)
+        if live.host_blocks:
+            self.loading.append(live)
+            self.serve_link()
+        else:
+            self._prefill(live)
+
+    def _is_full(self) -> bool:
+        return bool(self.waiting)
+
+    def _demand(self, live: Live) -> Demand:
+        return Demand(live.request.tenant, speculative=False, now=self.clock.now)
 
     def _open(self, live: Live) -> bool:
-        path, tenant = live.request.path, live.request.tenant
+        path = live.request.path
         found = min(self.gpu.match(path), live.blocks)
         self.gpu.hold(path, found)
         try:
-            self.gpu.reserve(live.blocks - found, Demand(tenant, speculative=False, now=self.clock.now))
+            self.gpu.reserve(live.blocks - found, self._demand(live))
         except PoolFull:
             self.gpu.release(path, found)
             return False
@@ -252,7 +266,7 @@ class SimWorker:
         if self.loading:
             self._load(self.loading.popleft())
             return
-        if self.waiting:
+        if self._is_full():
             return
         while (preload := self.strategy.next_preload()) is not None:
             if self._preload(preload):
