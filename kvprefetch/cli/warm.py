@@ -78,15 +78,15 @@ def _read(file: IO[bytes]) -> dict[str, Any]:
     try:
         body = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise click.ClickException(f"{file.name}: it is no JSON: {error}") from None
+        raise click.ClickException(f"FILE is no JSON: {error}") from None
     if isinstance(body, list):
         body = {"messages": body}
     if not isinstance(body, dict):
-        raise click.ClickException(f"{file.name}: a JSON object with messages or token_ids, or a list of messages")
+        raise click.ClickException("FILE is a JSON object with messages or token_ids, or a list of messages")
     content = {name: value for name, value in body.items() if name in _KNOWN and value is not None}
     prompt = content.pop("prompt", None)
     if isinstance(prompt, list):
         content["token_ids"] = prompt
     if not content.get("messages") and not content.get("token_ids"):
-        raise click.ClickException(f"{file.name}: it has neither messages nor token_ids")
+        raise click.ClickException("FILE has neither messages nor token_ids")
     return content
