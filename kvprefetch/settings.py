@@ -181,7 +181,7 @@ class FairnessSettings:
     guarantee: float = 0.25  # of an equal part of what is left, for each tenant with a credential that names none
     claim_s: float = 600.0  # what nobody has used for so long is nobody's claim: beyond guarantees it goes first
     lower_claim_s: float = 3_600.0  # the same in the tiers below the device's pool
-    credit_s: float = 10.0  # of the engine, that a tenant who comes from idleness may have before others
+    credit_s: float = 30.0  # of the engine, that a tenant who comes from idleness may have before others
 
     def __post_init__(self) -> None:
         if not 0 <= self.guarantee <= 1:

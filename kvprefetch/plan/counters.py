@@ -2,8 +2,8 @@
 
 After the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): whoever has
 the least is served next; who comes back from idleness starts from the least counter among those who want service, less
-a bounded `credit`. Without one nothing is banked, as in the paper; with one whoever asks seldom has the whole engine for
-so long, though others keep it busy, and delays them by no more than that.
+a bounded `credit`. Without one nothing is banked, as in the paper; with one, whoever asks seldom has the whole engine
+for so long though others keep it busy, and delays them by no more than that.
 
 Promises
 - Pure, without a clock: time passes by what is charged. Used by one thread alone. Raises nothing: an amount that is

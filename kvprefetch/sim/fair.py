@@ -3,22 +3,20 @@
 As the real worker does it, by the same line (`cache.line`), the same counters and the same order (`plan.order`).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from math import inf
 
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.fair_spans import FairSpanPool
 from kvprefetch.cache.shares import Shares
 from kvprefetch.cache.spans import SpanPool
-from kvprefetch.errors import PoolFull
 from kvprefetch.plan.counters import Counters
 from kvprefetch.plan.order import FairOrder
+from kvprefetch.plan.patience import PATIENCE_S, is_patient
 from kvprefetch.settings import FairnessSettings
 from kvprefetch.sim.clock import VirtualClock
 from kvprefetch.sim.machine import Machine
 from kvprefetch.sim.worker import Live, Record, SimWorker, Strategy
-
-PATIENCE_S = 5.0
 
 
 class Turns:
@@ -70,7 +68,7 @@ class FairWorker(SimWorker):
         self.loading = Turns(Counters(shares.weight, credit=self.settings.credit_s), machine, is_link=True)
         self.entering: FairOrder[Live] = FairOrder(self.counters)
         self.running: Counter[str] = Counter()  # requests by tenant
-        self.starting: Counter[str] = Counter()  # of them, those without a first token
+        self.starting: defaultdict[str, set[Live]] = defaultdict(set)  # of them, those without a first token
         self.awaited: Live | None = None
 
     def _gpu_pool(self, capacity: int) -> SpanPool:
@@ -83,7 +81,11 @@ class FairWorker(SimWorker):
     def _arrived(self, live: Live) -> None:
         tokens = min(self.gpu.match(live.request.path), live.blocks) * self.machine.block_tokens
         live.computed = min(tokens, live.request.tokens - 1)
-        self.entering.add(live, live.request.tenant, self.machine.prefill_s(live.computed, live.request.tokens))
+        self.entering.add(live, live.request.tenant, self._left(live))
+
+    def _left(self, live: Live) -> float:
+        """Seconds of prefill."""
+        return self.machine.prefill_s(live.computed, live.request.tokens)
 
     def _admit(self) -> None:
         passed = []
@@ -91,7 +93,7 @@ class FairWorker(SimWorker):
             if self._may_enter(live) and self._open(live):
                 self.entering.remove(live)
                 self.running[live.request.tenant] += 1
-                self.starting[live.request.tenant] += 1
+                self.starting[live.request.tenant].add(live)
                 if self.awaited is live:
                     self.awaited = None
                 self._begin(live)
@@ -106,8 +108,8 @@ class FairWorker(SimWorker):
         """Whether it would be served now: until then it takes no memory. All wait for one that did not fit for long."""
         if self.awaited is not None and self.awaited is not live:
             return False
-        tenant = live.request.tenant
-        return not self.starting[tenant] or tenant in self.apart
+        tenant, left = live.request.tenant, self._left(live)
+        return tenant in self.apart or all(left < self._left(other) for other in self.starting[tenant])
 
     def _is_full(self) -> bool:
         return bool(len(self.entering))
@@ -115,7 +117,9 @@ class FairWorker(SimWorker):
     def _demand(self, live: Live) -> Demand:
         """One that waits for others of its tenant takes nothing of those who have less."""
         tenant = live.request.tenant
-        return Demand(tenant, speculative=False, now=self.clock.now, patient=self.running[tenant] > 0)
+        asked = live.blocks - self.gpu.match(live.request.path)
+        patient = is_patient(self.running[tenant], asked, self.gpu.capacity)
+        return Demand(tenant, speculative=False, now=self.clock.now, patient=patient)
 
     def _open(self, live: Live) -> bool:
         is_open = super()._open(live)
@@ -135,7 +139,7 @@ class FairWorker(SimWorker):
 
     # -- what happens ----------------------------------------------------------------------------------
     def _first_token(self, live: Live) -> None:
-        self.starting[live.request.tenant] -= 1
+        self.starting[live.request.tenant].discard(live)
         super()._first_token(live)
         self._admit()
 
@@ -143,5 +147,6 @@ class FairWorker(SimWorker):
         tenant = live.request.tenant
         self.running[tenant] -= 1
         if not self.running[tenant]:
-            del self.running[tenant], self.starting[tenant]
+            del self.running[tenant]
+            self.starting.pop(tenant, None)
         super()._end(live)

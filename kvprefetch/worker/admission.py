@@ -15,9 +15,8 @@ from collections import Counter
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.shares import Shares
+from kvprefetch.plan.patience import PATIENCE_S, is_patient
 from kvprefetch.worker.request import LiveRequest
-
-PATIENCE_S = 5.0
 
 
 class Admission:
@@ -69,8 +68,18 @@ class Admission:
         part, pinned = self.part(tenant, self.pool.pages), self.pinned(tenant)
         return pinned + request.pages <= part or (pinned < part and pinned + self._fresh(request) <= part)
 
+    def is_patient(self, request: LiveRequest) -> bool:
+        """Whether it waits for its tenant's others rather than take pages of those who have less."""
+        running = self._running[request.tenant]
+        if not running:
+            return False
+        asked = request.pages - len(self.pool.match(request.sequence.keys[: request.pages]))
+        return is_patient(running, asked, self.pool.pages)
+
     def refused(self, request: LiveRequest, now: float) -> None:
         """There was no room for it."""
+        if self.is_patient(request):
+            return
         since = request.refused_at
         request.refused_at = now if since is None else min(since, now)
         larger = request.pages / max(self.part(request.tenant, self.pool.pages), 1.0)

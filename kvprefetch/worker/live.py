@@ -126,7 +126,8 @@ class LiveQueue:
             borrowed=sequence.borrowed,
         )
         try:
-            demand = Demand(request.tenant, speculative=False, now=now, shared=sequence.owner.is_group)
+            patient = self.turns.admission.is_patient(request)
+            demand = Demand(request.tenant, speculative=False, now=now, patient=patient, shared=sequence.owner.is_group)
             sequence.open(request.capacity, demand)
         except PoolTooSmall as error:
             self._end_load(request)

@@ -65,6 +65,7 @@ class Worker:
         if link is not None:
             link.open(self.pool, self.post, lambda: bool(self.live) or self._announced > 0)
         self.live = LiveQueue(engine, self.pool, self.ledger, self.foresight, finished, link)
+        self.live.turns.counters.credit = settings.fairness.credit_s
         self._take_shares(shares_of(settings))
         self.preloads = Preloads(self.ledger, self.foresight, settings.speculation, engine.block_tokens)
         self.speculator = Speculator(
