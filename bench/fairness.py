@@ -1,39 +1,99 @@
 """Tenants that share memory and engine: what fairness protects, and what it costs.
 
-python bench/fairness.py DATA --json bench/results/fairness.json --picture bench/results/fairness.png
+    python bench/fairness.py DATA --json bench/results/fairness.json --picture bench/results/fairness.png
+
+DATA is a folder of JSON lines files (`.jsonl` or `.jsonl.gz`), told by the keys of their first lines: agent sessions of
+kv-cache-tester (`id`, `block_size`, `requests`) and clients' rates (`windows` of [s, requests/s, …]); Mooncake's
+requests (`timestamp`, `hash_ids`) where there are any. Sessions are dealt to K tenants who come at the rates of
+clients, 16 alive on average; pools are those of `policies.py`, an 8B model on one H200 with 880k tokens of KV on the
+GPU and 8 × as many on the host. A flood of unique 65,536-token prompts comes from a third of the run to its half:
+with an engine of its own, so that only memory is contended, or on the tenants' own. Everyone, the flood too, has an
+equal guarantee. Who has which session is drawn: figures are medians over the seeds, rows are single runs.
+
+Figures end in the number of tenants (without it: the worst of them) and, of baselines, in the policy's name.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from fairness_runs import ENGINE, MEMORY, QUIET, Runner, Setting, Task, find_traces
+import fairness_figures as sections
+from fairness_hints import false_hint_gain
+from fairness_plot import plot
+from fairness_pool import measure
+from fairness_runs import ENGINE, MEMORY, QUIET, Runner, Task, Traces, find_traces
+from policies_runs import stem
 from results_format import Results, hardware
 
 from kvprefetch.errors import KVPrefetchError
 
 
 def main() -> None:
+    """Run all sections; what a section found is written before the next one begins."""
     options = _options()
     print(hardware())
     results = Results("fairness", seed=options.seeds[0])
     try:
         traces = find_traces(options.data)
         runner = Runner(options.processes, results)
-        for path in (traces.sessions, *([traces.requests] if options.all and traces.requests else [])):
-            horizon = options.hours * 3600 if path == traces.sessions else 3600.0
-            for k in options.k:
-                settings = [
-                    Setting(path, traces.kind_of(path), traces.rates, k, seed, horizon) for seed in options.seeds
-                ]
-                scenes = [(QUIET, 0.0), (MEMORY, 0.5), *([(ENGINE, 0.1), (ENGINE, 0.5)] if options.engine else [])]
-                tasks = [Task(s, p, *scene) for s in settings for p in options.policies for scene in scenes]
-                runner.run(f"K = {k}", tasks)
+        if options.policies:
+            compare(runner, traces, options)
+        else:
+            run(runner, traces, options)
         runner.write(options.json)
         runner.close()
     except KVPrefetchError as error:
         sys.exit(f"bench/fairness.py: {error}")
+    print()
+    for name, value in sorted(results.figures.items()):
+        print(f"{name:<60}{value:>12.4f}")
+
+
+def run(runner: Runner, traces: Traces, options: argparse.Namespace) -> None:
+    """All sections, the ones that goals are set for first."""
+    for figures in _sections(runner, traces, options):
+        runner.results.figures.update(figures)
+        runner.results.figures.update(sections.worst_over_tenants(runner.results.figures, options.tenants))
+        if options.picture:
+            plot(runner.results.rows, options.picture)
+        runner.write(options.json)
+
+
+def _sections(runner: Runner, traces: Traces, options: argparse.Namespace) -> Iterator[sections.Figures]:
+    seeds, hours = options.seeds, options.hours
+    yield pool(options.quick) | false_hint_gain()
+    yield sections.short_requests(runner, seeds)
+    for tenants in options.tenants:
+        settings = sections.settings_of(traces, traces.sessions, tenants, seeds, hours)
+        yield sections.memory(runner, settings)
+        yield sections.engine(runner, settings)
+    yield sections.curve(runner, sections.settings_of(traces, traces.sessions, options.curve, seeds, hours))
+    if traces.requests:
+        settings = sections.settings_of(traces, traces.requests, options.curve, seeds, hours)
+        found = sections.memory(runner, settings) | sections.engine(runner, settings)
+        yield {f"{name}_{stem(traces.requests)}": value for name, value in found.items()}
+
+
+def pool(quick: bool) -> sections.Figures:
+    """What an eviction takes, and what a block weighs."""
+    cost = measure(100_000, 1_000, 500) if quick else measure()
+    print(cost)
+    return {
+        "evict_us": cost.evict_us,
+        "make_room_us": cost.make_room_us,
+        "bytes_per_block": cost.bytes_per_block,
+    }
+
+
+def compare(runner: Runner, traces: Traces, options: argparse.Namespace) -> None:
+    """Only these policies, in all scenes."""
+    scenes = ((QUIET, 0.0), (MEMORY, sections.MEMORY_RATE), *((ENGINE, rate) for rate in sections.ENGINE_RATES))
+    for tenants in options.tenants:
+        settings = sections.settings_of(traces, traces.sessions, tenants, options.seeds, options.hours)
+        tasks = [Task(each, policy, *scene) for each in settings for policy in options.policies for scene in scenes]
+        runner.run(f"{tenants} tenants", tasks)
 
 
 def _options() -> argparse.Namespace:
@@ -42,21 +102,25 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the results here, after every section")
     parser.add_argument("--picture", type=Path, help="write the chart here, a PNG")
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="of what is drawn (default 0,1,2)")
-    parser.add_argument("--k", type=_numbers, default=[4, 16, 64], help="tenants (default 4,16,64)")
-    parser.add_argument("--policies", type=lambda text: text.split(","), default=["reactive", "maxmin", "static"])
+    parser.add_argument("--tenants", "--k", type=_numbers, default=[4, 16, 64], help="how many (default 4,16,64)")
     parser.add_argument("--hours", type=float, default=24.0, help="of each run, virtual (default 24)")
-    parser.add_argument("--engine", action="store_true")
-    parser.add_argument("--all", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="the first seed and 16 tenants alone")
+    parser.add_argument("--policies", type=_names, default=[], help="compare these alone; NAME:F guarantees F")
+    parser.add_argument("--quick", action="store_true", help="the first seed and 16 tenants alone, a smaller pool")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: one per core)")
     options = parser.parse_args()
     if options.quick:
-        options.seeds, options.k = options.seeds[:1], [16] if 16 in options.k else options.k[:1]
+        options.seeds = options.seeds[:1]
+        options.tenants = [16] if 16 in options.tenants else options.tenants[:1]
+    options.curve = 16 if 16 in options.tenants else options.tenants[0]
     return options
 
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 if __name__ == "__main__":

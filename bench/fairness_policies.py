@@ -3,6 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from kvprefetch.cache.evict import by_index
+from kvprefetch.cache.fair_spans import FairSpanPool
+from kvprefetch.cache.guard import Guard
+from kvprefetch.cache.orders import ByIndex as IndexOrder
 from kvprefetch.cache.shares import Share, Shares
 from kvprefetch.cache.spans import SpanPool
 from kvprefetch.errors import InvalidRequest
@@ -10,6 +14,7 @@ from kvprefetch.settings import FairnessSettings
 from kvprefetch.sim.baselines import Reactive
 from kvprefetch.sim.clock import VirtualClock
 from kvprefetch.sim.divided import DividedWorker
+from kvprefetch.sim.fair import FairWorker
 from kvprefetch.sim.lru_pool import LruPool
 from kvprefetch.sim.machine import Machine
 from kvprefetch.sim.maxmin import MaxMinPool
@@ -50,6 +55,17 @@ class MaxMinWorker(SimWorker):
         return MaxMinPool(capacity)
 
 
+class FairByIndex(ByIndex):
+    """The index orders each tenant's own blocks; the guard's shadow is of the same pool."""
+
+    def attach(self, worker: SimWorker) -> None:
+        """Know the pool."""
+        Reactive.attach(self, worker)
+        self.guard = Guard(worker.gpu.capacity, by_index(self._index))
+        assert isinstance(worker.gpu, FairSpanPool)
+        worker.gpu.line.order = IndexOrder(self._index, self.guard)
+
+
 def _lru(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
     return LruWorker(machine, clock, Reactive(), record)
 
@@ -70,13 +86,25 @@ def _static(machine: Machine, clock: VirtualClock, record: Record, sharing: Shar
     return DividedWorker(machine, clock, sharing.tenants, record)
 
 
+def _fair(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
+    return FairWorker(machine, clock, Reactive(), record, sharing.shares)
+
+
+def _fair_by_index(machine: Machine, clock: VirtualClock, record: Record, sharing: Sharing) -> SimWorker:
+    return FairWorker(machine, clock, FairByIndex(), record, sharing.shares)
+
+
 Maker = Callable[[Machine, VirtualClock, Record, Sharing], SimWorker]
+FIFO, LRU, BY_INDEX, BASELINES = "fifo", "reactive", "by-index", ("maxmin", "static")
+OURS, OURS_BY_INDEX = "fair", "fair-by-index"
 POLICIES: dict[str, Maker] = {
-    "fifo": _fifo,
-    "reactive": _lru,
-    "by-index": _by_index,
+    FIFO: _fifo,
+    LRU: _lru,
+    BY_INDEX: _by_index,
     "maxmin": _maxmin,
     "static": _static,
+    OURS: _fair,
+    OURS_BY_INDEX: _fair_by_index,
 }
 """`reactive` is global LRU with prefill in turns, `fifo` the same with whole prompts, first come, first served."""
 

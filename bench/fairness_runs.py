@@ -29,7 +29,7 @@ class Traces:
     """The files of a folder that the bench reads."""
 
     rates: Path
-    sessions: Path | None
+    sessions: Path
     requests: Path | None
 
     def kind_of(self, path: Path) -> str:
