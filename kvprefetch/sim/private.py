@@ -97,7 +97,7 @@ def private_hits(lives: Iterable[Live], guaranteed: Callable[[str], int]) -> dic
     events = []
     for number, guest in enumerate(guests):
         live = guest.live
-        spoke_at = live.request.at + live.ttft_s
+        spoke_at = min(live.request.at + live.ttft_s, live.ends_at)  # rounded, it may be just past the end
         events += [(live.admitted_at, _COMES, number), (spoke_at, _SPEAKS, number), (live.ends_at, _ENDS, number)]
     pools: dict[str, PrivatePool] = {}
     for now, what, number in sorted(events):

@@ -123,7 +123,7 @@ def working_set(trace: Trace) -> float:
         ends = [request.at for request in session[1:]] + [session[-1].at + (session[-1].busy_s or 0.0)]
         total += sum(request.tokens * (end - request.at) for request, end in zip(session, ends, strict=True))
         last = max(last, ends[-1])
-    return total / (last - min(session[0].at for session in trace.sessions))
+    return total / max(last - min(session[0].at for session in trace.sessions), 1e-9)
 
 
 def _starts(
