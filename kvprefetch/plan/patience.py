@@ -7,5 +7,5 @@ _SMALL = 128
 
 
 def is_patient(running: int, asked: int, pages: int) -> bool:
-    """Whether a request that asks for so many of the pool's pages can wait, `running` others of its tenant's being in."""
+    """Whether a request for so many of the pool's pages can wait: `running` others of its tenant's are in."""
     return running > 0 and asked * _SMALL > pages
