@@ -73,7 +73,7 @@ def test_an_empty_variable_names_no_file(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("sise = 1", r"unknown key sise; there are .*, tenant @ .*kvprefetch\.toml$"),
+        ("sise = 1", r"unknown key sise; there are .*, tenants @ .*kvprefetch\.toml$"),
         ("[pool]\nblock_token = 32", r"unknown key block_token; there are block_tokens, .* @ .*\.pool$"),
         ("[speculate]\nenabled = true", "unknown key speculate;"),
     ],
