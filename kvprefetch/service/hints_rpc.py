@@ -21,7 +21,8 @@ from kvprefetch.contexts import PUBLIC, group_of
 from kvprefetch.errors import InvalidRequest, LimitExceeded, PermissionDenied, ServiceUnavailable
 from kvprefetch.service.auth import Role, caller
 from kvprefetch.service.calls import Context as Call
-from kvprefetch.service.hints import Hint, HintBook, TenantBook
+from kvprefetch.service.hint import Hint, TenantBook
+from kvprefetch.service.hints import HintBook
 from kvprefetch.service.limits import Bucket, Names
 from kvprefetch.service.public import PublicContexts, Standing
 from kvprefetch.settings import ServiceSettings, Settings

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from kvprefetch.cache.shares import OPERATOR
 from kvprefetch.errors import LimitExceeded
 from kvprefetch.outcomes import Outcome, Use
-from kvprefetch.service.hints import Hint, HintBook
+from kvprefetch.service.hint import Hint
+from kvprefetch.service.hints import HintBook
 from kvprefetch.v1.workers_pb2 import Preload
 
 

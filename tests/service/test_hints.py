@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvprefetch.errors import InvalidRequest, LimitExceeded, UnknownContext, UnknownModel
 from kvprefetch.outcomes import Outcome, Use
-from kvprefetch.service.hints import COMES_BACK_S, PATIENCE_S, Hint, HintBook
+from kvprefetch.service.hint import Hint
+from kvprefetch.service.hints import COMES_BACK_S, PATIENCE_S, HintBook
 from kvprefetch.v1.hints_pb2 import Context
 from kvprefetch.v1.workers_pb2 import PLACE_DEVICE, Preload
 
