@@ -218,10 +218,10 @@ class BlockPool:
             self.line.age(now)
         return first_used
 
-    def extend_hold(self, blocks: Iterable[Block], until: float) -> None:
-        """Unused speculative blocks among these keep their place at least until then."""
+    def extend_hold(self, blocks: Iterable[Block], until: float, tenant: str) -> None:
+        """Unused speculative blocks of the tenant's among these keep their place at least until then."""
         for block in blocks:
-            if block.unused is not None:
+            if block.unused is not None and block.tenant == tenant:
                 block.unused.hold_until = max(block.unused.hold_until, until)
 
     def evict(self, block: Block, rule: str) -> None:

@@ -75,7 +75,7 @@ class Preloads(Generic[P]):
             job, action = self.foresight.warm.pop()
             if action is Action.HOLD:  # else its blocks stay as long as nobody needs their pages
                 pool = self.foresight.pool
-                pool.extend_hold(pool.match(job.keys), now + job.ticket.hold_s)
+                pool.extend_hold(pool.match(job.keys), now + job.ticket.hold_s, job.ticket.tenant)
             outcome = Outcome.WARM if job.has_computed else Outcome.ALREADY_WARM
             self.end(job, Result(outcome, job.size), now)
         return chosen

@@ -216,7 +216,7 @@ class Speculator:
         try:
             sequence.open(end, demand)
         except PoolError as error:
-            self.pool.extend_hold(found, now + job.ticket.hold_s)
+            self.pool.extend_hold(found, now + job.ticket.hold_s, job.ticket.tenant)
             self.preloads.end(job, Result(Outcome.CLIPPED, len(found) * self.engine.block_tokens, str(error)), now)
             return False
         return True
@@ -265,7 +265,7 @@ class Speculator:
         published = sequence.complete(end, speculative_until=until)
         if self.link is not None:
             self.link.offloader.published(published)
-        self.pool.extend_hold(sequence.blocks, until)
+        self.pool.extend_hold(sequence.blocks, until, sequence.owner.tenant)
         self.ledger.tokens_computed += len(published) * self.engine.block_tokens
         return True
 

@@ -11,6 +11,7 @@ from kvprefetch.cache import keys as hashing
 from kvprefetch.cache.commons import Commons, Owner, borrow
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey, Scope, block_keys
+from kvprefetch.cache.misses import explain
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import PagedSequence
 from kvprefetch.cache.shares import OPERATOR
@@ -75,6 +76,26 @@ def test_public_blocks_are_the_operators_speculation_until_somebody_uses_them() 
     assert shop.pool.charges() == {OPERATOR: {"speculative": 2}}
     shop.serve(shop.owner("eve"), "aaaaxxxx")
     assert shop.pool.charges()[OPERATOR] == {"speculative": 1, "used": 1}
+
+
+def test_the_reason_of_a_miss_does_not_tell_whether_others_went_on_behind_a_public_block() -> None:
+    shop, reasons = Shop(), []
+    shop.warm("aaaa")
+    for _ in range(2):
+        probe = PagedSequence(shop.pool, shop.owner("eve"), letters("aaaaxxxx"), BLOCK)
+        reasons.append(explain(shop.pool, probe.keys, 1, BLOCK, borrowed=probe.borrowed))
+        shop.serve(shop.owner("ann"), "aaaabbbb")
+    assert reasons[0] == reasons[1]
+
+
+def test_no_tenant_prolongs_what_the_operator_holds() -> None:
+    shop = Shop()
+    shop.warm("aaaa", until=100.0)
+    (block,) = shop.pool.resident.values()
+    shop.pool.extend_hold([block], 1e9, "ann")
+    assert block.hold_until == 100.0
+    shop.pool.extend_hold([block], 200.0, OPERATOR)
+    assert block.hold_until == 200.0
 
 
 def test_a_request_fills_nothing_public_whatever_it_borrows() -> None:

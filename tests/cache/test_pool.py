@@ -210,8 +210,8 @@ def test_a_late_report_of_use_does_not_make_a_block_older() -> None:
 def test_a_hold_is_extended_and_never_cut_short() -> None:
     pool = BlockPool(4)
     (block,) = keep(pool, "aaaa", until=60.0)
-    pool.extend_hold([block], 90.0)
-    pool.extend_hold([block], 30.0)
+    pool.extend_hold([block], 90.0, "ann")
+    pool.extend_hold([block], 30.0, "ann")
     assert block.hold_until == 90.0
 
 

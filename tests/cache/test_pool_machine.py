@@ -222,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(tenant=tenants, tokens=prompts)
     def extend_hold(self, tenant: str, tokens: list[int]) -> None:
         found = self.pool.match(block_keys(owner(tenant).root, tokens, BLOCK))
-        self.pool.extend_hold(found, self.now + HOLD)
+        self.pool.extend_hold(found, self.now + HOLD, tenant)
         assert all(block.hold_until >= self.now + HOLD for block in found if block.speculative)
 
     @rule(tenant=tenants, tokens=prompts)
