@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fairness_figures as sections
+import isolation
 from fairness_hints import false_hint_gain
 from fairness_plot import plot
 from fairness_pool import measure
@@ -74,6 +75,7 @@ def _sections(runner: Runner, traces: Traces, options: argparse.Namespace) -> It
         settings = sections.settings_of(traces, traces.requests, options.curve, seeds, hours)
         found = sections.memory(runner, settings) | sections.engine(runner, settings)
         yield {f"{name}_{stem(traces.requests)}": value for name, value in found.items()}
+    yield attacks(runner, options)
 
 
 def pool(quick: bool) -> sections.Figures:
@@ -85,6 +87,14 @@ def pool(quick: bool) -> sections.Figures:
         "make_room_us": cost.make_room_us,
         "bytes_per_block": cost.bytes_per_block,
     }
+
+
+def attacks(runner: Runner, options: argparse.Namespace) -> sections.Figures:
+    """What an attacker learns of another tenant's prompts: `isolation.py`, whose failures are told by its figures."""
+    fewer = max(options.probes // 25, 1)
+    rows = isolation.measured(options.probes, fewer, options.seeds[0])
+    runner.results.rows += [{"section": "isolation", **row} for row in rows]
+    return isolation.figures(rows)
 
 
 def compare(runner: Runner, traces: Traces, options: argparse.Namespace) -> None:
@@ -105,11 +115,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tenants", "--k", type=_numbers, default=[4, 16, 64], help="how many (default 4,16,64)")
     parser.add_argument("--hours", type=float, default=24.0, help="of each run, virtual (default 24)")
     parser.add_argument("--policies", type=_names, default=[], help="compare these alone; NAME:F guarantees F")
-    parser.add_argument("--quick", action="store_true", help="the first seed and 16 tenants alone, a smaller pool")
+    parser.add_argument("--probes", type=int, default=10_000, help="an attacker's, per surface (default 10000)")
+    parser.add_argument("--quick", action="store_true", help="one seed, 16 tenants, a small pool, 400 probes at most")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: one per core)")
     options = parser.parse_args()
     if options.quick:
         options.seeds = options.seeds[:1]
+        options.probes = min(options.probes, 400)
         options.tenants = [16] if 16 in options.tenants else options.tenants[:1]
     options.curve = 16 if 16 in options.tenants else options.tenants[0]
     return options

@@ -60,6 +60,7 @@ def _kept(reports: Reports, policy: str, settings: Sequence[Setting]) -> Figures
         "flood_hit_over_lru": over("flooded_hit", MEMORY, LRU),
         "total_hit_over_lru": over("gpu_hit", QUIET, LRU),
         "total_any_hit_over_lru": over("hit", QUIET, LRU),
+        "quiet_p99_over_lru": over("ttft_p99_s", QUIET, LRU),
         "jain": median(_of(reports, setting, policy, QUIET)["jain"] for setting in settings),
     }
 

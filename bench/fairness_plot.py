@@ -21,10 +21,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    drawn = [row for row in rows if row["policy"] == f"{OURS_BY_INDEX}:{GUARANTEES[-1]}"]
+    replayed = [row for row in rows if "scene" in row]
+    drawn = [row for row in replayed if row["policy"] == f"{OURS_BY_INDEX}:{GUARANTEES[-1]}"]
     if not drawn:
         return
-    kept = [row for row in rows if "scene" in row and _place(row) == _place(drawn[0])]
+    kept = [row for row in replayed if _place(row) == _place(drawn[0])]
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
     for policy, (words, colour) in SHOWN.items():
         for axis, values in zip(axes, _curves(kept, policy), strict=True):

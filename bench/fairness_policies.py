@@ -49,10 +49,10 @@ class MaxMinWorker(SimWorker):
     """One memory for all, of which whoever keeps most gives way."""
 
     def _gpu_pool(self, capacity: int) -> SpanPool:
-        return MaxMinPool(capacity)
+        return MaxMinPool(capacity, grain=16)
 
     def _host_pool(self, capacity: int) -> SpanPool:
-        return MaxMinPool(capacity)
+        return MaxMinPool(capacity, grain=16)
 
 
 class FairByIndex(ByIndex):

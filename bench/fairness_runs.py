@@ -172,7 +172,7 @@ def _row(section: str, task: Task, report: Report) -> Report:
 
 _HEADER = (
     f"{'trace':<30}{'K':>3}{'seed':>5} {'policy':<18}{'flood':<12}{'gpu':>7}{'+host':>7}{'Jain':>7}{'worst':>8}"
-    f"{'below':>12} |{'while gpu':>10}{'+host':>7}{'p99 s':>10}{'wall':>6}"
+    f"{'below':>12}{'p99 s':>9} |{'while gpu':>10}{'+host':>7}{'p99 s':>10}{'wall':>6}"
 )
 
 
@@ -181,6 +181,7 @@ def _line(row: Report) -> str:
     below = f"{row['worst_below']}/{row['worst_windows']}"
     return (
         f"{row['trace']:<30}{row['tenants']:>3}{row['seed']:>5} {row['policy']:<18}{flood:<12}{row['gpu_hit']:>7.3f}"
-        f"{row['hit']:>7.3f}{row['jain']:>7.3f}{row['worst_points']:>8.1f}{below:>12} |{row['flooded_gpu_hit']:>10.3f}"
-        f"{row['flooded_hit']:>7.3f}{row['flooded_ttft_p99_s']:>10.2f}{row['wall_s']:>6.1f}"
+        f"{row['hit']:>7.3f}{row['jain']:>7.3f}{row['worst_points']:>8.1f}{below:>12}{row['ttft_p99_s']:>9.1f} |"
+        f"{row['flooded_gpu_hit']:>10.3f}{row['flooded_hit']:>7.3f}{row['flooded_ttft_p99_s']:>10.2f}"
+        f"{row['wall_s']:>6.1f}"
     )

@@ -18,7 +18,8 @@ from kvprefetch.errors import InvalidRequest, TraceError
 
 PROMISED = (
     "worst_tenant_points", "flood_gpu_hit_kept", "flood_hit_kept", "flood_p99_ratio", "total_hit_over_lru",
-    "total_hit_over_lru_value", "interactive_p99_ratio", "evict_us", "bytes_per_block", "false_hint_gain",
+    "total_hit_over_lru_value", "interactive_p99_ratio", "evict_us", "bytes_per_block", "attack_auc_interval_low",
+    "attack_auc_interval_high", "false_hint_gain",
 )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def bench(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 def test_all_sections_run_and_write_their_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traces_in(tmp_path)
     written, picture = tmp_path / "out.json", tmp_path / "out.png"
-    bench(tmp_path, monkeypatch, "--quick", "--json", str(written), "--picture", str(picture))
+    bench(tmp_path, monkeypatch, "--quick", "--probes", "30", "--json", str(written), "--picture", str(picture))
     found = json.loads(written.read_text())
     figures, rows = found["figures"], found["rows"]
     assert set(PROMISED) <= figures.keys()

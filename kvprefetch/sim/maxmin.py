@@ -16,8 +16,9 @@ _Candidate = tuple[int, float, int, Span]
 class MaxMinPool(LruPool):
     """A `SpanPool` whose victim is the oldest leaf of the tenant with most unheld blocks. Knows no speculation."""
 
-    def __init__(self, capacity: int, merges: bool = True) -> None:
-        super().__init__(capacity, merges)
+    def __init__(self, capacity: int, grain: int = 1) -> None:
+        super().__init__(capacity)
+        self.grain = grain  # blocks that equals give up in turns
         self.unheld: Counter[str] = Counter()  # by tenant: resident blocks that no request holds
 
     def hold(self, path: Path, count: int) -> None:
@@ -62,6 +63,8 @@ class MaxMinPool(LruPool):
         self.unheld[span.tenant] -= count
 
     def _choose(self, missing: int, demand: Demand) -> list[tuple[Span, int]] | None:
+        if missing > self.unheld.total():
+            return None
         kept, lines = Counter(self.unheld), dict[str, list[_Candidate]]()
         taken, cuts, remaining = dict[Span, str](), dict[Span, int](), dict[Span, int]()
         while missing > 0 and kept:
@@ -76,7 +79,7 @@ class MaxMinPool(LruPool):
             span = line[0][-1]
             second = max((blocks for other, blocks in kept.items() if other != tenant), default=0)
             before = cuts.get(span, 0)
-            take = min(span.count - before, missing, max(kept[tenant] - second, 1))
+            take = min(span.count - before, missing, max(kept[tenant] - second, self.grain))
             cuts[span] = before + take
             kept[tenant] -= take
             missing -= take
