@@ -122,8 +122,8 @@ class PublicContexts:
     def _heard(self, standing: Standing, worker: bytes, copy: Hint) -> None:
         if copy.use is Use.USED:
             standing.used_tokens += copy.used_tokens
-        if copy.outcome is Outcome.CANCELLED and standing.copies.get(worker) is copy:  # its worker vanished
-            del standing.copies[worker]
+        if copy.outcome is Outcome.CANCELLED:  # its worker vanished, or all is withdrawn
+            standing.copies.pop(worker, None)
         copies = list(standing.copies.values())
         if standing.outcome is None and copies and all(each.outcome is not None for each in copies):
             self._settle(standing, copies)

@@ -90,8 +90,6 @@ class Core:
         self, prompt: list[int], sampling: Sampling, arrived: float, tenant: str, namespace: str = ""
     ) -> LiveRequest:
         """A live request of `tenant`, not submitted yet. Raises InvalidRequest, PermissionDenied and PoolTooSmall."""
-        if namespace == PUBLIC:
-            raise PermissionDenied("no request fills the public namespace; it reads it in any case")
         engine, owner = self.engine, self.owner(tenant, namespace)
         engine.validate(prompt)
         room = engine.max_tokens - len(prompt) if engine.max_tokens is not None else sampling.max_tokens
@@ -165,7 +163,7 @@ class Core:
     def _new_owner(self, tenant: str, namespace: str) -> Owner:
         group = group_of(namespace)
         if (tenant == OPERATOR) != (namespace == PUBLIC):
-            raise PermissionDenied("the operator fills the public namespace, and nobody else does")
+            raise PermissionDenied("the operator alone fills the public namespace; who asks reads it in any case")
         public, commons = self._root(Scope.PUBLIC, ""), self.worker.commons
         if namespace == PUBLIC:
             return Owner(public, OPERATOR, Scope.PUBLIC, (), commons)
