@@ -38,7 +38,7 @@ BLOCK = 4
 
 
 # -- on a worker -------------------------------------------------------------------------------------------
-EXACT = {"tokens", "steps", "arena_tokens", "errors"}
+EXACT = {"tokens", "arena_tokens", "errors"}
 """Surfaces that do not depend on time at all: every probe looks the same."""
 
 
