@@ -107,10 +107,11 @@ class Node:
             raise
         return service
 
-    def start_worker(self, model: str, threads: int) -> Process:
-        """`kvprefetch worker`, which loads its model meanwhile; see `url_of`."""
+    def start_worker(self, model: str, threads: int, token: str = "") -> Process:
+        """`kvprefetch worker`, which loads its model meanwhile; see `url_of`. `token`: where there are credentials."""
         where = ("--service", self.address, "--settings", str(self.settings), "--port", "0")
-        return Process("worker", "--model", model, *where, environment={"OMP_NUM_THREADS": str(threads)})
+        environment = {"OMP_NUM_THREADS": str(threads), "KVPREFETCH_TOKEN": token}
+        return Process("worker", "--model", model, *where, environment=environment)
 
     def __enter__(self) -> "Node":
         return self

@@ -45,7 +45,7 @@ def worker(
     """Serve MODEL over HTTP, as OpenAI's API, and share its KV through the node's cache service.
 
     The service may be started later, killed and restarted: the worker serves on without it. SIGTERM lets what is in
-    flight finish.
+    flight finish; then the worker proves that every page is accounted for, and fails if one is not.
     """
     try:
         import torch  # noqa: F401
@@ -108,6 +108,8 @@ def _serve(model: str, settings: Settings, address: str | None, credential: dict
                 ready=lambda url: _say(engine.loaded.name, url),
                 drain_s=drain_s,
             )
+            local.check()
+            click.echo("ended: every page is accounted for", err=True)
     finally:
         if channel is not None:
             channel.close()
