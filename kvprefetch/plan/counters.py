@@ -3,7 +3,8 @@
 After the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): whoever has
 the least is served next; who comes back from idleness starts from the least counter among those who want service, less
 a bounded `credit`. Without one nothing is banked, as in the paper; with one, whoever asks seldom has the whole engine
-for so long though others keep it busy, and delays them by no more than that.
+for so long though others keep it busy, and delays them by no more than that. While nobody wants service, all have
+their credit back, those who were served last, too: they delayed nobody, and a newcomer has no claim before them.
 
 Promises
 - Pure, without a clock: time passes by what is charged. Used by one thread alone. Raises nothing: an amount that is
@@ -95,7 +96,7 @@ class Counters:
             return
         self._active -= 1
         if not self._active:  # the last one: who comes next has no credit against it
-            self._floor = max(floor, account.level)
+            self._floor = max(floor, account.level + self._credit(tenant))
         self._rest(tenant, account)
 
     def charge(self, tenant: str, amount: float) -> None:
@@ -113,10 +114,13 @@ class Counters:
     # -- within ----------------------------------------------------------------------------------------
     def _start(self, tenant: str) -> float:
         """Where it begins, coming from idleness."""
+        return self.floor - self._credit(tenant)
+
+    def _credit(self, tenant: str) -> float:
         if not self.credit:
-            return self.floor
+            return 0.0
         weight = self.weight(tenant)
-        return self.floor - self.credit / (weight if 0 < weight < inf else 1.0)
+        return self.credit / (weight if 0 < weight < inf else 1.0)
 
     def _rest(self, tenant: str, account: _Account) -> None:
         """It is idle: remember it as long as that makes a difference."""

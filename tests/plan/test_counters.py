@@ -48,6 +48,22 @@ def test_where_all_were_idle_the_last_to_leave_is_the_measure() -> None:
     assert (counters.level("ann"), counters.level("bob")) == (7.0, 7.0)
 
 
+def test_whoever_was_served_while_nobody_else_wanted_it_has_its_credit_still_when_a_flood_comes() -> None:
+    counters = Counters(credit=30.0)
+    for _ in range(100):  # now and then, alone
+        counters.enter("ann")
+        counters.charge("ann", 1.0)
+        counters.leave("ann")
+    counters.enter("flood")
+    counters.charge("flood", 0.5)
+    counters.enter("ann")
+    assert counters.level("ann") < counters.level("flood")
+    counters.charge("flood", 1_000.0)  # ever on
+    counters.leave("ann")
+    counters.enter("ann")
+    assert counters.level("ann") == counters.level("flood") - 30.0
+
+
 def test_who_wants_several_things_is_idle_when_it_wants_none_of_them() -> None:
     counters = Counters()
     counters.enter("ann")
