@@ -25,13 +25,14 @@ from kvprefetch.settings import Settings
 
 
 def make_app(local: Local, settings: Settings) -> Starlette:
-    """The endpoints over `local`, which its owner closes. /health and /metrics ask for no token.
+    """The endpoints over `local`, which its owner closes. /health and /metrics ask for no token; tenants' own figures
+    are in /metrics for an operator's alone.
 
     Raises SettingsError where it would be open to the network without credentials.
     """
     check_host(settings.http.host, settings, "http.host")
     backend = Backend.of(local)
-    site = Site(backend, Gate(settings), Metrics(backend.stats), settings.http.max_body_bytes)
+    site = Site(backend, Gate(settings), Metrics(backend), settings.http.max_body_bytes)
     pages = _Pages(site)
     chat = Endpoint(site, "chat", CHAT, read_chat)
     completion = Endpoint(site, "completions", COMPLETION, read_completion)
@@ -75,7 +76,9 @@ class _Pages:
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
-        text = await anyio.to_thread.run_sync(self._site.metrics.text)
+        metrics = self._site.metrics
+        by_tenant = self._site.gate.is_operator(request.headers)
+        text = await anyio.to_thread.run_sync(metrics.text_for_operators if by_tenant else metrics.text)
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     def _model(self) -> Json:

@@ -1,9 +1,10 @@
 """The worker in this process, as the endpoints see it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvprefetch.cache.shares import Shares
 from kvprefetch.engines.render import Renderer
 from kvprefetch.inprocess import Local
 
@@ -19,6 +20,8 @@ class Backend:
     validate: Callable[[list[int]], None]
     as_tenant: Callable[[str], Local]
     stats: Callable[[], dict[str, Any]]  # waits for at most one step of the worker
+    charges: Callable[[], Mapping[str, Mapping[str, float]]]  # pages by tenant and kind; waits as `stats` does
+    shares: Callable[[], tuple[Shares, int]]  # of how many pages
     ping: Callable[[], None]
 
     @classmethod
@@ -33,5 +36,7 @@ class Backend:
             engine.validate,
             local.as_tenant,
             local.stats,
+            lambda: worker.call(worker.pool.charges),
+            lambda: (worker.shares, worker.pool.pages),
             lambda: worker.post(lambda: None),
         )

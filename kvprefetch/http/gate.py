@@ -22,12 +22,16 @@ class Gate:
         """The same, for clients of either API: the token may be in x-api-key."""
         return self._by_token(token_in(headers))
 
+    def is_operator(self, headers: Mapping[str, str]) -> bool:
+        """Whether an operator asks. Where nobody is asked who they are, everybody is one."""
+        if not self._credentials:
+            return True
+        credential = self._credentials.by_token(token_in(headers))
+        return credential is not None and credential.role == "operator"
+
     def reader_of(self, headers: Mapping[str, str]) -> str | None:
         """Whose figures are asked for: None, all, for an operator, or where nobody is asked who they are."""
-        credential = self._credentials.by_token(token_in(headers)) if self._credentials else None
-        if not self._credentials or (credential is not None and credential.role == "operator"):
-            return None
-        return self.tenant_of(headers)
+        return None if self.is_operator(headers) else self.tenant_of(headers)
 
     def _by_token(self, token: str) -> str:
         if not self._credentials:

@@ -1,6 +1,6 @@
 """What Prometheus reads at /metrics: what this endpoint saw, and the worker's own books at the moment of reading.
 
-No label holds a tenant, a session or a prompt.
+No label holds a session or a prompt; tenants are in what operators read alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kvprefetch.http.backend import Backend
+from kvprefetch.http.tenant_metrics import tenant_families
 from kvprefetch.outcomes import MissReason, Outcome, Use
 from kvprefetch.worker.request import Generation
 
@@ -20,7 +22,7 @@ _FOUND = ("cold", "device", "host")
 class Metrics:
     """The numbers of one endpoint, in a registry of their own. Thread-safe."""
 
-    def __init__(self, stats: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "kvprefetch_http_requests",
@@ -45,7 +47,9 @@ class Metrics:
             self._ttft.labels(found)
         for found in _FOUND[1:]:
             self._cached.labels(found)
-        self.registry.register(_Books(stats))
+        self.registry.register(_Books(backend.stats))
+        self._tenants = CollectorRegistry()
+        self._tenants.register(_ByTenant(backend))
 
     def first_token(self, generation: Generation, seconds: float) -> None:
         """A request's first token came `seconds` after the request."""
@@ -57,19 +61,38 @@ class Metrics:
         self._cached.labels("host").inc(loaded)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus's format. Waits for at most one step of the worker."""
+        """What is everybody's, in Prometheus's format. Waits for at most one step of the worker."""
         return generate_latest(self.registry)
 
+    def text_for_operators(self) -> bytes:
+        """All of it. Waits for at most two steps of the worker."""
+        return self.text() + generate_latest(self._tenants)
 
-class _Books(Collector):
-    """The worker's stats, read when they are asked for."""
 
-    def __init__(self, stats: Callable[[], dict[str, Any]]) -> None:
-        self._stats = stats
+class _Reading(Collector):
+    """What is read when it is asked for."""
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: it would take a reading to know."""
         return iter(())
+
+
+class _ByTenant(_Reading):
+    """What tenants have of the worker's pool."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def collect(self) -> Iterator[Metric]:
+        """One reading."""
+        return tenant_families(self._backend.charges(), *self._backend.shares())
+
+
+class _Books(_Reading):
+    """The worker's stats."""
+
+    def __init__(self, stats: Callable[[], dict[str, Any]]) -> None:
+        self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         """One reading."""
