@@ -6,6 +6,7 @@ rules pools of every size, on every tier and node.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 
 from kvprefetch.errors import InvalidRequest
@@ -57,6 +58,17 @@ class Shares:
     def guaranteed(self, tenant: str, pages: int) -> int:
         """Pages of a pool of `pages` that are its own whenever it wants them."""
         return int(self.of(tenant).guarantee * pages + 1e-6)
+
+    def part(self, tenant: str, pages: int) -> float:
+        """Pages of its guarantee and of its weighted part of the rest, if all who are named wanted theirs."""
+        share, (weights, guarantees) = self.of(tenant), self._totals
+        weights += 0.0 if tenant in self.named else share.weight
+        return pages * (share.guarantee + max(1 - guarantees, 0.0) * share.weight / weights)
+
+    @cached_property
+    def _totals(self) -> tuple[float, float]:
+        shares = self.named.values()
+        return sum(share.weight for share in shares), sum(share.guarantee for share in shares)
 
     def require_fit(self, pages: int) -> None:
         """Raise InvalidRequest where somebody's guarantee is less than one page of a pool of `pages`."""

@@ -11,6 +11,7 @@ from kvprefetch.cli.gateway import gateway
 from kvprefetch.cli.serve import serve
 from kvprefetch.cli.simulate import simulate
 from kvprefetch.cli.stats import stats
+from kvprefetch.cli.tenants import tenants
 from kvprefetch.cli.warm import warm
 from kvprefetch.cli.worker import worker
 from kvprefetch.errors import KVPrefetchError
@@ -27,6 +28,7 @@ commands.add_command(gateway)
 commands.add_command(serve)
 commands.add_command(simulate)
 commands.add_command(stats)
+commands.add_command(tenants)
 commands.add_command(warm)
 commands.add_command(worker)
 

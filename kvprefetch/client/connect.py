@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -169,6 +169,19 @@ class Connection:
         """Have the service prove that every slot is accounted for (law 5), or raise AccountingError. For operators."""
         self._stats(check=True)
 
+    def tenants(self) -> list[dict[str, Any]]:
+        """Everybody: "name", "weight", "guarantee" (fraction of every pool), and bytes by tier. For operators."""
+        return self._tenants(lambda: self._admin.Tenants(admin_pb2.TenantsRequest(), **self._how))
+
+    def set_tenants(self, shares: Mapping[str, tuple[float, float]], reset: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """Give each tenant (weight, guarantee), those in `reset` what the settings say; all or nothing. As `tenants`.
+
+        Raises InvalidRequest where it is no share, or more would be guaranteed than there is. For operators.
+        """
+        asked = [admin_pb2.TenantShare(name=name, weight=w, guarantee=g) for name, (w, g) in shares.items()]
+        request = admin_pb2.SetTenantsRequest(set=asked, reset=reset)
+        return self._tenants(lambda: self._admin.SetTenants(request, **self._how))
+
     def close(self) -> None:
         """Send what waits to be sent, for at most a second, and hang up. Calling it again does nothing."""
         self._thread.close(self._hang_up)
@@ -242,6 +255,31 @@ class Connection:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise AccountingError(error.details()) from error
             raise error_of(error.code(), error.details(), self.address) from error
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"metadata": self._metadata, "timeout": CALL_S}
+
+    def _tenants(self, call: Callable[[], Awaitable[Any]]) -> list[dict[str, Any]]:
+        async def ask() -> admin_pb2.TenantsReply:
+            reply: admin_pb2.TenantsReply = await call()
+            return reply
+
+        try:
+            reply = self._thread.call(ask)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error.code(), error.details(), self.address) from error
+        return [
+            {
+                "name": each.name,
+                "weight": each.weight,
+                "guarantee": each.guarantee,
+                "host_bytes": each.host_bytes,
+                "disk_bytes": each.disk_bytes,
+                "redis_bytes": each.redis_bytes,
+            }
+            for each in reply.tenants
+        ]
 
     async def _hang_up(self) -> None:
         await asyncio.gather(self._signals.flush(_FLUSH_S), self._settle(_FLUSH_S))

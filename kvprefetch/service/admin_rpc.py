@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from kvprefetch.cache.shares import Share
 from kvprefetch.errors import PermissionDenied
 from kvprefetch.service.auth import caller
 from kvprefetch.service.calls import Calls
 from kvprefetch.service.calls import Context as Call
 from kvprefetch.service.hints_rpc import HintsService
+from kvprefetch.service.tenants import Tenants
 from kvprefetch.settings import Settings
 from kvprefetch.v1 import admin_pb2 as pb
 from kvprefetch.v1 import admin_pb2_grpc
@@ -24,6 +26,10 @@ class Figures(Protocol):
 
     async def check(self) -> None:
         """Prove that every slot is accounted for (law 5), or raise AccountingError."""
+
+    @property
+    def tenants(self) -> Tenants:
+        """What each tenant may count on."""
 
     async def bytes_by_tenant(self) -> Mapping[str, Mapping[str, int]]:
         """Bytes charged, by tenant and then by the tier's name (`TIERS`)."""
@@ -65,10 +71,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def Tenants(self, request: pb.TenantsRequest, context: Call) -> pb.TenantsReply:
         """See the proto."""
-        charges = await self.figures.bytes_by_tenant()
-        configured = {each.name for each in self.settings.credentials if each.role == "tenant"}
-        names = sorted({self.settings.tenant, *configured, *charges})
-        return pb.TenantsReply(tenants=[_tenant(name, charges.get(name, {})) for name in names])
+        return await self._everybody()
+
+    async def SetTenants(self, request: pb.SetTenantsRequest, context: Call) -> pb.TenantsReply:
+        """See the proto."""
+        said = {each.name: Share(each.weight, each.guarantee) for each in request.set}
+        self.figures.tenants.change(said, request.reset)
+        return await self._everybody()
 
     async def Drain(self, request: pb.DrainRequest, context: Call) -> pb.DrainReply:
         """See the proto."""
@@ -76,7 +85,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self.drain()
         return pb.DrainReply(in_flight=others)
 
+    async def _everybody(self) -> pb.TenantsReply:
+        charges, shares = await self.figures.bytes_by_tenant(), self.figures.tenants.shares
+        configured = {each.name for each in self.settings.credentials if each.role == "tenant"}
+        names = sorted({self.settings.tenant, *configured, *charges, *shares.named})
+        return pb.TenantsReply(tenants=[_tenant(name, charges.get(name, {}), shares.of(name)) for name in names])
 
-def _tenant(name: str, charges: Mapping[str, int]) -> pb.Tenant:
+
+def _tenant(name: str, charges: Mapping[str, int], share: Share) -> pb.Tenant:
     host, disk, redis = (charges.get(tier, 0) for tier in TIERS)
-    return pb.Tenant(name=name, host_bytes=host, disk_bytes=disk, redis_bytes=redis)
+    return pb.Tenant(
+        name=name,
+        host_bytes=host,
+        disk_bytes=disk,
+        redis_bytes=redis,
+        weight=share.weight,
+        guarantee=share.guarantee,
+    )

@@ -46,6 +46,7 @@ WHO: Mapping[str, frozenset[Role]] = {
     "/kvprefetch.v1.Workers/Work": _WORKER,
     "/kvprefetch.v1.Admin/Stats": ALL,
     "/kvprefetch.v1.Admin/Tenants": _OPERATOR,
+    "/kvprefetch.v1.Admin/SetTenants": _OPERATOR,
     "/kvprefetch.v1.Admin/Drain": _OPERATOR,
     "/grpc.health.v1.Health/Check": OPEN,
     "/grpc.health.v1.Health/Watch": OPEN,

@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from kvprefetch.cache.shares import Shares
 from kvprefetch.errors import ArenaRefused, KVPrefetchError, SettingsError, TierError
 from kvprefetch.service.announcer import Announcer
 from kvprefetch.service.figures import figures
@@ -27,6 +28,7 @@ from kvprefetch.service.lane import Clock, Lane
 from kvprefetch.service.namespace import INSTANCE_BYTES, Model, service_secret
 from kvprefetch.service.peers import NodeSource, Peers
 from kvprefetch.service.shelf import Behind, Shelf
+from kvprefetch.service.tenants import Tenants
 from kvprefetch.service.watch import Watch, is_alive, start_time
 from kvprefetch.settings import Settings, parse_bytes, shared_memory_dir
 from kvprefetch.tiers.arena import ArenaFile
@@ -59,6 +61,8 @@ class Node:
         self._secret = service_secret(settings)
         self._numbers = count(secrets.randbits(62))  # unlike those of an earlier run
         self._owners: dict[bytes, Owner] = {}  # of whom it is not known that they are dead
+        self.tenants = Tenants(settings, self._pools)
+        self.tenants.on_change.append(self._rule)
         self._watch = Watch(self._died)
         self._opening: dict[str, asyncio.Lock] = {}
         self._link = RedisLink(settings.redis, clock) if settings.redis.url else None
@@ -175,8 +179,16 @@ class Node:
             host.close()
             raise
         self._adopt_orphans(shelf)
+        shelf.rule(self.tenants.shares)
         self.shelves[model.namespace], self._models[model.fingerprint] = shelf, model
         return shelf
+
+    def _pools(self) -> list[int]:
+        return [shelf.host.pool.pages for shelf in self.shelves.values()]
+
+    def _rule(self, shares: Shares) -> None:
+        for shelf in self.shelves.values():
+            shelf.rule(shares)
 
     def _adopt_orphans(self, shelf: Shelf) -> None:
         """Slots that living processes had reserved from an earlier run of the service."""
@@ -202,7 +214,15 @@ class Node:
         )
         try:
             memory = self.settings.pool.evicted_memory
-            return HostTier(arena, self.clock, is_alive=is_alive, verify=settings.checksums, evicted_memory=memory)
+            claim_s = self.settings.fairness.lower_claim_s
+            return HostTier(
+                arena,
+                self.clock,
+                is_alive=is_alive,
+                verify=settings.checksums,
+                evicted_memory=memory,
+                claim_s=claim_s,
+            )
         except BaseException:
             arena.close()
             raise
@@ -231,7 +251,8 @@ class Node:
         settings = self.settings.disk
         slots = slots_in(settings.size, "disk.size", model)
         path = Path(settings.dir) / f"{model.namespace}.blocks"
-        return DiskTier(path, model.namespace, model.block_bytes, slots, self.clock)
+        claim_s = self.settings.fairness.lower_claim_s
+        return DiskTier(path, model.namespace, model.block_bytes, slots, self.clock, claim_s=claim_s)
 
     def _died(self, instance: bytes) -> None:
         self.deaths += 1

@@ -1,6 +1,7 @@
 """Blocks that somebody wants kept in the arena for some seconds, whether used or not. Pure: `now` is an argument.
 
-Promises: every pin ends by itself. A tenant's pins hold at most `most_slots` slots together (LimitExceeded).
+Promises: every pin ends by itself. A tenant's pins hold at most `most_slots` slots together, and no more than its
+guarantee and its weighted part of what nobody is guaranteed, among those named and itself (LimitExceeded).
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from kvprefetch.cache.block import Block
 from kvprefetch.cache.chains import Run
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.shares import Shares
 from kvprefetch.errors import LimitExceeded
 
 LONGEST_S = 3_600.0
@@ -28,6 +30,7 @@ class Pins:
 
     def __init__(self, pool: BlockPool, most_slots: int) -> None:
         self.pool, self.most_slots = pool, most_slots
+        self.shares = Shares()
         self._pins: dict[tuple[str, BlockKey], Pin] = {}  # by tenant and last key
 
     def __len__(self) -> int:
@@ -44,8 +47,9 @@ class Pins:
             return 0
         name = tenant, keys[run.count - 1]
         mine = sum(pin.slots for (whose, _), pin in self._pins.items() if whose == tenant and (whose, _) != name)
-        if mine + run.count > self.most_slots:
-            raise LimitExceeded(f"{mine} blocks of {tenant!r} are pinned, of {self.most_slots}: unpin some")
+        most = min(self.most_slots, max(int(self.shares.part(tenant, self.pool.pages)), 1))
+        if mine + run.count > most:
+            raise LimitExceeded(f"{mine} blocks of {tenant!r} are pinned, of {most}: unpin some")
         old = self._pins.get(name)
         until = now + min(hold_s, LONGEST_S)
         pin = self._pins[name] = Pin(run.tails, run.count, max(until, old.until) if old else until)

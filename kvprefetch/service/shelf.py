@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from kvprefetch.cache.block import Block, Hold
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.cache.shares import Shares
 from kvprefetch.service.announcer import Announcer
 from kvprefetch.service.counts import Counts
 from kvprefetch.service.frames import Sealed, most_blocks, pack
@@ -177,6 +178,13 @@ class Shelf:
     def compute_s(self) -> float | None:
         """What a worker takes to compute one block, at the best rate that one reported; None: nobody knows."""
         return self.block_tokens / max(self.tokens_per_s.values()) if self.tokens_per_s else None
+
+    def rule(self, shares: Shares) -> None:
+        """What each tenant may count on from now on, in every tier. Evicts nothing at once."""
+        self.pins.shares = shares
+        self.host.rule(shares)
+        for lane in self.behind.lanes:
+            lane.tier.rule(shares)
 
     def expire(self, now: float) -> None:
         """To be called about every second."""

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from kvprefetch.cache.shares import Shares
 from kvprefetch.errors import InvalidRequest, ServiceUnavailable
 from kvprefetch.service.calls import Context
 from kvprefetch.service.namespace import Model, model_of, owner_of
@@ -22,8 +23,8 @@ from kvprefetch.service.node import Node
 from kvprefetch.service.registry import Registry, Worker
 from kvprefetch.service.watch import is_alive
 from kvprefetch.tiers.slots import Owner
+from kvprefetch.v1 import admin_pb2, workers_pb2_grpc
 from kvprefetch.v1 import workers_pb2 as pb
-from kvprefetch.v1 import workers_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
     def __init__(self, node: Node, registry: Registry) -> None:
         self.node, self.registry = node, registry
         node.on_death.append(self._died)
+        node.tenants.on_change.append(self._tell_shares)
 
     async def Work(self, request_iterator: object, context: Context) -> None:
         """See the proto."""
@@ -50,6 +52,8 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
         self._join(worker, register)
         try:
             await context.write(self._registered(worker, model))
+            if self.node.tenants.is_ruling:
+                await context.write(_shares(self.node.tenants.shares))
             await self._converse(worker, context)
         finally:
             self._leave(worker)
@@ -103,6 +107,11 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
                 worker.task.cancel()
         self.registry.forget(instance)
 
+    def _tell_shares(self, shares: Shares) -> None:
+        for worker in self.registry.workers():
+            if not self.registry.send(worker.instance, _shares(shares)) and worker.task is not None:
+                worker.task.cancel()  # it is too far behind: it registers again, and hears of them then
+
     def _registered(self, worker: Worker, model: Model) -> pb.ServiceMessage:
         arena = worker.shelf.host.arena
         return pb.ServiceMessage(
@@ -135,3 +144,9 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
     async def _tell(self, worker: Worker, context: Context) -> None:
         while True:
             await context.write(await worker.outbox.get())
+
+
+def _shares(shares: Shares) -> pb.ServiceMessage:
+    named = shares.named.items()
+    tenants = [admin_pb2.TenantShare(name=n, weight=s.weight, guarantee=s.guarantee) for n, s in named]
+    return pb.ServiceMessage(shares=pb.Shares(tenants=tenants))

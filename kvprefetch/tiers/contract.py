@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.cache.shares import Shares
 
 KEY_BYTES = 32
+CLAIM_S = 3_600.0
+"""What nobody has used for so long is nobody's claim: beyond guarantees it goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ class Tier(Protocol):
 
     def discard(self, keys: Sequence[BlockKey]) -> int:
         """Forget these blocks, as far as nobody is using them; how many were forgotten."""
+
+    def rule(self, shares: Shares) -> None:
+        """What each tenant may count on from now on. Evicts nothing at once: it goes as room is needed."""
 
     def usage(self) -> Usage:
         """Figures for people and metrics."""

@@ -30,9 +30,10 @@ from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.rebuild import Kept, rebuild
+from kvprefetch.cache.shares import Shares
 from kvprefetch.errors import TierUnavailable
 from kvprefetch.tiers.checksum import checksum
-from kvprefetch.tiers.contract import Incoming, Usage
+from kvprefetch.tiers.contract import CLAIM_S, Incoming, Usage
 from kvprefetch.tiers.files import open_alone, unlock
 from kvprefetch.tiers.layout import Layout
 from kvprefetch.tiers.paged import discard_unused, require_size, usage_of
@@ -49,11 +50,18 @@ class DiskTier:
     name = "disk"
 
     def __init__(
-        self, path: str | Path, namespace: str, block_bytes: int, slots: int, clock: Callable[[], float]
+        self,
+        path: str | Path,
+        namespace: str,
+        block_bytes: int,
+        slots: int,
+        clock: Callable[[], float],
+        *,
+        claim_s: float = CLAIM_S,
     ) -> None:
         self.path, self.clock, self.block_bytes = Path(path), clock, block_bytes
         self.layout = Layout("disk", namespace, block_bytes, slots)
-        self.pool = BlockPool(slots)
+        self.pool = BlockPool(slots, claim_s=claim_s)
         self.chains = Chains(self.pool)
         self.counters: Counter[str] = Counter()
         self.pool.on_evict = lambda block, rule: self.counters.update(evicted=1)
@@ -121,6 +129,10 @@ class DiskTier:
                 return discard_unused(self.pool, keys, forget)
             except OSError as error:
                 raise self._unavailable(error) from error
+
+    def rule(self, shares: Shares) -> None:
+        with self._lock:
+            self.pool.shares = shares
 
     def usage(self) -> Usage:
         with self._lock:

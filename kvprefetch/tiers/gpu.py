@@ -16,6 +16,7 @@ from kvprefetch.cache.chains import Chains
 from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
+from kvprefetch.cache.shares import Shares
 from kvprefetch.ops.copy import copy_pages
 from kvprefetch.ops.pages import Pages, describe
 from kvprefetch.tiers.checksum import checksum
@@ -65,6 +66,9 @@ class DeviceTier:
 
     def discard(self, keys: Sequence[BlockKey]) -> int:
         return discard_unused(self.pool, keys, lambda block: self._forget(block, "discarded"))
+
+    def rule(self, shares: Shares) -> None:
+        self.pool.shares = shares
 
     def usage(self) -> Usage:
         return usage_of(self.pool, self.block_bytes, self.counters)

@@ -25,9 +25,10 @@ from kvprefetch.cache.evict import Demand
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.rebuild import Kept, rebuild
+from kvprefetch.cache.shares import Shares
 from kvprefetch.errors import AccountingError
 from kvprefetch.tiers.arena import ArenaFile
-from kvprefetch.tiers.contract import Incoming, Usage
+from kvprefetch.tiers.contract import CLAIM_S, Incoming, Usage
 from kvprefetch.tiers.paged import discard_unused, require_size, store_leading, usage_of
 from kvprefetch.tiers.scan import scan
 from kvprefetch.tiers.slots import Owner, SlotHeader, SlotState, who_may_write
@@ -61,10 +62,11 @@ class HostTier:
         verify: bool = True,
         wall: Clock = time.time,
         evicted_memory: int = 65_536,
+        claim_s: float = CLAIM_S,
     ) -> None:
         self.arena, self.clock, self.wall, self.verify = arena, clock, wall, verify
         self.block_bytes = arena.block_bytes
-        self.pool = BlockPool(arena.slots, evicted_memory=evicted_memory)
+        self.pool = BlockPool(arena.slots, evicted_memory=evicted_memory, claim_s=claim_s)
         self.chains = Chains(self.pool)
         self.counters: Counter[str] = Counter()
         self.orphans: list[tuple[Block, SlotHeader]] = []
@@ -180,6 +182,9 @@ class HostTier:
 
     def discard(self, keys: Sequence[BlockKey]) -> int:
         return discard_unused(self.pool, keys, lambda block: self._forget(block, "discarded"))
+
+    def rule(self, shares: Shares) -> None:
+        self.pool.shares = shares
 
     def usage(self) -> Usage:
         return usage_of(self.pool, self.block_bytes, self.counters)

@@ -9,6 +9,8 @@ Promises, beyond the contract's
 - A Redis that takes no blocks (full without evicting, read-only, no rights) is offered none for a while: they count
   as refused. It is still read.
 - Charges are shared by all nodes and mend themselves (`redis_charges`).
+- With `settings.size` all nodes together keep about so many bytes of blocks, and tenants within their guarantee of them
+  lose none to others (`redis_budget`). Without, Redis evicts by its own policy, which knows no tenants.
 - Redis must be trusted: whoever can write to it can write blocks.
 """
 
@@ -18,18 +20,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from kvprefetch.cache.keys import BlockKey
-from kvprefetch.errors import TierUnavailable
-from kvprefetch.settings import RedisSettings
+from kvprefetch.cache.shares import Shares
+from kvprefetch.errors import SettingsError, TierUnavailable
+from kvprefetch.settings import RedisSettings, parse_bytes
 from kvprefetch.tiers.breaker import Breaker
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.tiers.contract import Incoming, Usage
 from kvprefetch.tiers.paged import require_size
 from kvprefetch.tiers.redis_block import HEADER_BYTES, Names, Sealed, read_header, value_of
+from kvprefetch.tiers.redis_budget import Budget
 from kvprefetch.tiers.redis_charges import Charges
 from kvprefetch.tiers.redis_connection import FILLED
 from kvprefetch.tiers.redis_link import BATCH, MOVED, Command, RedisLink, granted
@@ -53,6 +58,7 @@ class RedisTier:
         self.link = link or RedisLink(settings)
         self.names = Names(settings.prefix, namespace)
         self.charges = Charges(self.link, self.names, block_bytes, settings.ttl_s)
+        self.budget = self._budget(settings.size)
         self._owns_link = link is None
         self._ttl_ms = int(1_000 * settings.ttl_s)
         self._window = min(max(WINDOW_BYTES // block_bytes, 2), 64)
@@ -110,7 +116,8 @@ class RedisTier:
         require_size([block.data for block in blocks], self.block_bytes)
         held = self._headers([block.key for block in blocks])
         missing = [block for block, sealed in zip(blocks, held, strict=True) if sealed is None]
-        written = {block.key for block in missing[: self._write(missing)]}
+        room = self._reserve(missing, {block.key for block in blocks})
+        written = {block.key for block in self._write_within(missing, room)}
         tenants = {
             block.key: block.tenant if sealed is None else sealed.tenant
             for block, sealed in zip(blocks, held, strict=True)
@@ -119,7 +126,7 @@ class RedisTier:
         with suppress(TierUnavailable):
             self.link.run(self._life(tenants))
         count = next((n for n, block in enumerate(blocks) if block.key not in tenants), len(blocks))
-        if blocks and not count:
+        if blocks and not count and room:
             raise TierUnavailable("Redis takes no blocks now")
         return count
 
@@ -134,6 +141,11 @@ class RedisTier:
         self.link.run(self.charges.refund(owners))
         return sum(int(answer) for answer in answers if isinstance(answer, int))
 
+    def rule(self, shares: Shares) -> None:
+        """See the contract. Of no effect where Redis alone bounds what it holds."""
+        if self.budget is not None:
+            self.budget.shares = shares
+
     def usage(self) -> Usage:
         """See the contract. Where Redis is out of reach, what was known last; never raises."""
         with suppress(TierUnavailable):
@@ -143,7 +155,8 @@ class RedisTier:
             counters = dict(self.counters)
         counters["failures"] = self.link.breaker.failures
         size = sum(charged.values())
-        return Usage(size // self.block_bytes, size, 0, charged, counters)
+        capacity = self.budget.blocks * self.block_bytes if self.budget is not None else 0
+        return Usage(size // self.block_bytes, size, capacity, charged, counters)
 
     def check(self) -> None:
         """See the contract. Blocks are Redis's to keep or to evict; ours are the connections."""
@@ -176,7 +189,7 @@ class RedisTier:
         log.warning("a block in Redis failed its checksum and is deleted: %s", key[:4].hex())
         self._count(corrupt=1)
         with suppress(TierUnavailable):
-            self.link.run([("UNLINK", self.names.block(key))])
+            self.discard([key])
 
     def _refresh(self, keys: Sequence[BlockKey], read: Sequence[Sealed]) -> None:
         """Have blocks that were read live longer, without having the reader wait for it."""
@@ -196,6 +209,41 @@ class RedisTier:
             self._refresher.submit(refresh)
 
     # -- writing ---------------------------------------------------------------------------------------
+    def _budget(self, size: str) -> Budget | None:
+        if not size:
+            return None
+        blocks = parse_bytes(size, "redis.size") // (HEADER_BYTES + self.block_bytes)
+        if blocks < 1:
+            raise SettingsError(f"redis.size {size!r} holds not one block of {self.block_bytes} bytes: set more")
+        return Budget(self.link, self.names, self.charges, blocks, lambda number: self._count(evicted=number))
+
+    def _reserve(self, blocks: Sequence[Incoming], kept: set[BlockKey]) -> int:
+        """For how many leading ones there is room."""
+        if self.budget is None:
+            return len(blocks)
+        room = 0
+        for (tenant, is_preload), run in groupby(
+            blocks, lambda each: (each.tenant, each.speculative_until is not None)
+        ):
+            wanted = len(list(run))
+            given = self.budget.reserve(tenant, wanted, kept, is_preload=is_preload)
+            room += given
+            if given < wanted:
+                break
+        self._count(refused=len(blocks) - room)
+        return room
+
+    def _write_within(self, blocks: Sequence[Incoming], room: int) -> Sequence[Incoming]:
+        """Send the first `room` blocks; those that were taken."""
+        written = 0
+        try:
+            written = self._write(blocks[:room])
+        finally:
+            if self.budget is not None:
+                for block in blocks[written:room]:
+                    self.budget.give_back(block.tenant, 1)
+        return blocks[:written]
+
     def _write(self, blocks: Sequence[Incoming]) -> int:
         """Send them until one is refused; how many were taken."""
         now = self.link.clock()

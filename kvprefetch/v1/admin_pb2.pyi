@@ -29,16 +29,38 @@ class TenantsReply(_message.Message):
     def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "host_bytes", "disk_bytes", "redis_bytes")
+    __slots__ = ("name", "host_bytes", "disk_bytes", "redis_bytes", "weight", "guarantee")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     REDIS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_FIELD_NUMBER: _ClassVar[int]
     name: str
     host_bytes: int
     disk_bytes: int
     redis_bytes: int
-    def __init__(self, name: _Optional[str] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., redis_bytes: _Optional[int] = ...) -> None: ...
+    weight: float
+    guarantee: float
+    def __init__(self, name: _Optional[str] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., redis_bytes: _Optional[int] = ..., weight: _Optional[float] = ..., guarantee: _Optional[float] = ...) -> None: ...
+
+class TenantShare(_message.Message):
+    __slots__ = ("name", "weight", "guarantee")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    weight: float
+    guarantee: float
+    def __init__(self, name: _Optional[str] = ..., weight: _Optional[float] = ..., guarantee: _Optional[float] = ...) -> None: ...
+
+class SetTenantsRequest(_message.Message):
+    __slots__ = ("set", "reset")
+    SET_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    set: _containers.RepeatedCompositeFieldContainer[TenantShare]
+    reset: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, set: _Optional[_Iterable[_Union[TenantShare, _Mapping]]] = ..., reset: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ()

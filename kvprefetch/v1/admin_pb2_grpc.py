@@ -45,6 +45,11 @@ class AdminStub(object):
                 request_serializer=kvprefetch_dot_v1_dot_admin__pb2.TenantsRequest.SerializeToString,
                 response_deserializer=kvprefetch_dot_v1_dot_admin__pb2.TenantsReply.FromString,
                 _registered_method=True)
+        self.SetTenants = channel.unary_unary(
+                '/kvprefetch.v1.Admin/SetTenants',
+                request_serializer=kvprefetch_dot_v1_dot_admin__pb2.SetTenantsRequest.SerializeToString,
+                response_deserializer=kvprefetch_dot_v1_dot_admin__pb2.TenantsReply.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/kvprefetch.v1.Admin/Drain',
                 request_serializer=kvprefetch_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
@@ -64,7 +69,15 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Tenants(self, request, context):
-        """Who may use the service, and what each occupies. Role: operator.
+        """Who may use the service, what each occupies, and what each may count on. Role: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTenants(self, request, context):
+        """Change what tenants may count on, all of it or nothing; nothing is evicted at once. Role: operator. Status codes:
+        INVALID_ARGUMENT, where it is no share, or guarantees add up to more than a pool, or one is less than a block.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +101,11 @@ def add_AdminServicer_to_server(servicer, server):
             'Tenants': grpc.unary_unary_rpc_method_handler(
                     servicer.Tenants,
                     request_deserializer=kvprefetch_dot_v1_dot_admin__pb2.TenantsRequest.FromString,
+                    response_serializer=kvprefetch_dot_v1_dot_admin__pb2.TenantsReply.SerializeToString,
+            ),
+            'SetTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTenants,
+                    request_deserializer=kvprefetch_dot_v1_dot_admin__pb2.SetTenantsRequest.FromString,
                     response_serializer=kvprefetch_dot_v1_dot_admin__pb2.TenantsReply.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
@@ -150,6 +168,33 @@ class Admin(object):
             target,
             '/kvprefetch.v1.Admin/Tenants',
             kvprefetch_dot_v1_dot_admin__pb2.TenantsRequest.SerializeToString,
+            kvprefetch_dot_v1_dot_admin__pb2.TenantsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvprefetch.v1.Admin/SetTenants',
+            kvprefetch_dot_v1_dot_admin__pb2.SetTenantsRequest.SerializeToString,
             kvprefetch_dot_v1_dot_admin__pb2.TenantsReply.FromString,
             options,
             channel_credentials,

@@ -22,41 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from kvprefetch.v1 import admin_pb2 as kvprefetch_dot_v1_dot_admin__pb2
 from kvprefetch.v1 import hints_pb2 as kvprefetch_dot_v1_dot_hints__pb2
 from kvprefetch.v1 import outcomes_pb2 as kvprefetch_dot_v1_dot_outcomes__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkvprefetch/v1/workers.proto\x12\rkvprefetch.v1\x1a\x19kvprefetch/v1/hints.proto\x1a\x1ckvprefetch/v1/outcomes.proto\"\xd4\x01\n\rWorkerMessage\x12+\n\x08register\x18\x01 \x01(\x0b\x32\x17.kvprefetch.v1.RegisterH\x00\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x19.kvprefetch.v1.LoadReportH\x00\x12/\n\x07preload\x18\x03 \x01(\x0b\x32\x1c.kvprefetch.v1.PreloadReportH\x00\x12/\n\x07session\x18\x04 \x01(\x0b\x32\x1c.kvprefetch.v1.SessionReportH\x00\x42\t\n\x07message\"\xc6\x01\n\x08Register\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0f\n\x07started\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x07 \x01(\r\x12\x0e\n\x06leases\x18\x08 \x03(\x04\x12\x14\n\x0creservations\x18\t \x03(\x04\x12\x15\n\rdevice_blocks\x18\n \x01(\x04\"W\n\nLoadReport\x12\x0c\n\x04live\x18\x01 \x01(\r\x12\x10\n\x08preloads\x18\x02 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x04 \x01(\x01\"\x98\x01\n\rPreloadReport\x12\x0c\n\x04hint\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.kvprefetch.v1.Outcome\x12\x1f\n\x03use\x18\x03 \x01(\x0e\x32\x12.kvprefetch.v1.Use\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x06 \x01(\t\"0\n\rSessionReport\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\"\xfe\x01\n\x0eServiceMessage\x12/\n\nregistered\x18\x01 \x01(\x0b\x32\x19.kvprefetch.v1.RegisteredH\x00\x12)\n\x07preload\x18\x02 \x01(\x0b\x32\x16.kvprefetch.v1.PreloadH\x00\x12+\n\x08withdraw\x18\x03 \x01(\x0b\x32\x17.kvprefetch.v1.WithdrawH\x00\x12+\n\x08observed\x18\x04 \x01(\x0b\x32\x17.kvprefetch.v1.ObservedH\x00\x12+\n\x08\x64raining\x18\x05 \x01(\x0b\x32\x17.kvprefetch.v1.DrainingH\x00\x42\t\n\x07message\"r\n\nRegistered\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\r\n\x05\x61rena\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x12\n\nslot_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06secret\x18\x05 \x01(\x0c\x12\x0f\n\x07service\x18\x06 \x01(\t\"\xe0\x01\n\x07Preload\x12\x0c\n\x04hint\x18\x01 \x01(\x04\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\'\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x16.kvprefetch.v1.Context\x12\x13\n\x0bprobability\x18\x05 \x01(\x01\x12\x15\n\rexpected_in_s\x18\x06 \x01(\x01\x12\x13\n\x06hold_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04kind\x18\x08 \x01(\t\x12#\n\x05place\x18\t \x01(\x0e\x32\x14.kvprefetch.v1.PlaceB\t\n\x07_hold_s\"\x18\n\x08Withdraw\x12\x0c\n\x04hint\x18\x01 \x01(\x04\"H\n\x08Observed\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05\x61\x62out\x18\x04 \x01(\t\"\n\n\x08\x44raining*@\n\x05Place\x12\x15\n\x11PLACE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPLACE_DEVICE\x10\x01\x12\x0e\n\nPLACE_HOST\x10\x02\x32R\n\x07Workers\x12G\n\x04Work\x12\x1c.kvprefetch.v1.WorkerMessage\x1a\x1d.kvprefetch.v1.ServiceMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkvprefetch/v1/workers.proto\x12\rkvprefetch.v1\x1a\x19kvprefetch/v1/admin.proto\x1a\x19kvprefetch/v1/hints.proto\x1a\x1ckvprefetch/v1/outcomes.proto\"\xd4\x01\n\rWorkerMessage\x12+\n\x08register\x18\x01 \x01(\x0b\x32\x17.kvprefetch.v1.RegisterH\x00\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x19.kvprefetch.v1.LoadReportH\x00\x12/\n\x07preload\x18\x03 \x01(\x0b\x32\x1c.kvprefetch.v1.PreloadReportH\x00\x12/\n\x07session\x18\x04 \x01(\x0b\x32\x1c.kvprefetch.v1.SessionReportH\x00\x42\t\n\x07message\"\xc6\x01\n\x08Register\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0f\n\x07started\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x07 \x01(\r\x12\x0e\n\x06leases\x18\x08 \x03(\x04\x12\x14\n\x0creservations\x18\t \x03(\x04\x12\x15\n\rdevice_blocks\x18\n \x01(\x04\"W\n\nLoadReport\x12\x0c\n\x04live\x18\x01 \x01(\r\x12\x10\n\x08preloads\x18\x02 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x04 \x01(\x01\"\x98\x01\n\rPreloadReport\x12\x0c\n\x04hint\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.kvprefetch.v1.Outcome\x12\x1f\n\x03use\x18\x03 \x01(\x0e\x32\x12.kvprefetch.v1.Use\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x06 \x01(\t\"0\n\rSessionReport\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\"\xa7\x02\n\x0eServiceMessage\x12/\n\nregistered\x18\x01 \x01(\x0b\x32\x19.kvprefetch.v1.RegisteredH\x00\x12)\n\x07preload\x18\x02 \x01(\x0b\x32\x16.kvprefetch.v1.PreloadH\x00\x12+\n\x08withdraw\x18\x03 \x01(\x0b\x32\x17.kvprefetch.v1.WithdrawH\x00\x12+\n\x08observed\x18\x04 \x01(\x0b\x32\x17.kvprefetch.v1.ObservedH\x00\x12+\n\x08\x64raining\x18\x05 \x01(\x0b\x32\x17.kvprefetch.v1.DrainingH\x00\x12\'\n\x06shares\x18\x06 \x01(\x0b\x32\x15.kvprefetch.v1.SharesH\x00\x42\t\n\x07message\"r\n\nRegistered\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\r\n\x05\x61rena\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x12\n\nslot_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06secret\x18\x05 \x01(\x0c\x12\x0f\n\x07service\x18\x06 \x01(\t\"\xe0\x01\n\x07Preload\x12\x0c\n\x04hint\x18\x01 \x01(\x04\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\'\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x16.kvprefetch.v1.Context\x12\x13\n\x0bprobability\x18\x05 \x01(\x01\x12\x15\n\rexpected_in_s\x18\x06 \x01(\x01\x12\x13\n\x06hold_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04kind\x18\x08 \x01(\t\x12#\n\x05place\x18\t \x01(\x0e\x32\x14.kvprefetch.v1.PlaceB\t\n\x07_hold_s\"\x18\n\x08Withdraw\x12\x0c\n\x04hint\x18\x01 \x01(\x04\"H\n\x08Observed\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05\x61\x62out\x18\x04 \x01(\t\"5\n\x06Shares\x12+\n\x07tenants\x18\x01 \x03(\x0b\x32\x1a.kvprefetch.v1.TenantShare\"\n\n\x08\x44raining*@\n\x05Place\x12\x15\n\x11PLACE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPLACE_DEVICE\x10\x01\x12\x0e\n\nPLACE_HOST\x10\x02\x32R\n\x07Workers\x12G\n\x04Work\x12\x1c.kvprefetch.v1.WorkerMessage\x1a\x1d.kvprefetch.v1.ServiceMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvprefetch.v1.workers_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLACE']._serialized_start=1525
-  _globals['_PLACE']._serialized_end=1589
-  _globals['_WORKERMESSAGE']._serialized_start=104
-  _globals['_WORKERMESSAGE']._serialized_end=316
-  _globals['_REGISTER']._serialized_start=319
-  _globals['_REGISTER']._serialized_end=517
-  _globals['_LOADREPORT']._serialized_start=519
-  _globals['_LOADREPORT']._serialized_end=606
-  _globals['_PRELOADREPORT']._serialized_start=609
-  _globals['_PRELOADREPORT']._serialized_end=761
-  _globals['_SESSIONREPORT']._serialized_start=763
-  _globals['_SESSIONREPORT']._serialized_end=811
-  _globals['_SERVICEMESSAGE']._serialized_start=814
-  _globals['_SERVICEMESSAGE']._serialized_end=1068
-  _globals['_REGISTERED']._serialized_start=1070
-  _globals['_REGISTERED']._serialized_end=1184
-  _globals['_PRELOAD']._serialized_start=1187
-  _globals['_PRELOAD']._serialized_end=1411
-  _globals['_WITHDRAW']._serialized_start=1413
-  _globals['_WITHDRAW']._serialized_end=1437
-  _globals['_OBSERVED']._serialized_start=1439
-  _globals['_OBSERVED']._serialized_end=1511
-  _globals['_DRAINING']._serialized_start=1513
-  _globals['_DRAINING']._serialized_end=1523
-  _globals['_WORKERS']._serialized_start=1591
-  _globals['_WORKERS']._serialized_end=1673
+  _globals['_PLACE']._serialized_start=1648
+  _globals['_PLACE']._serialized_end=1712
+  _globals['_WORKERMESSAGE']._serialized_start=131
+  _globals['_WORKERMESSAGE']._serialized_end=343
+  _globals['_REGISTER']._serialized_start=346
+  _globals['_REGISTER']._serialized_end=544
+  _globals['_LOADREPORT']._serialized_start=546
+  _globals['_LOADREPORT']._serialized_end=633
+  _globals['_PRELOADREPORT']._serialized_start=636
+  _globals['_PRELOADREPORT']._serialized_end=788
+  _globals['_SESSIONREPORT']._serialized_start=790
+  _globals['_SESSIONREPORT']._serialized_end=838
+  _globals['_SERVICEMESSAGE']._serialized_start=841
+  _globals['_SERVICEMESSAGE']._serialized_end=1136
+  _globals['_REGISTERED']._serialized_start=1138
+  _globals['_REGISTERED']._serialized_end=1252
+  _globals['_PRELOAD']._serialized_start=1255
+  _globals['_PRELOAD']._serialized_end=1479
+  _globals['_WITHDRAW']._serialized_start=1481
+  _globals['_WITHDRAW']._serialized_end=1505
+  _globals['_OBSERVED']._serialized_start=1507
+  _globals['_OBSERVED']._serialized_end=1579
+  _globals['_SHARES']._serialized_start=1581
+  _globals['_SHARES']._serialized_end=1634
+  _globals['_DRAINING']._serialized_start=1636
+  _globals['_DRAINING']._serialized_end=1646
+  _globals['_WORKERS']._serialized_start=1714
+  _globals['_WORKERS']._serialized_end=1796
 # @@protoc_insertion_point(module_scope)

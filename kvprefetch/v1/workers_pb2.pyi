@@ -1,3 +1,4 @@
+from kvprefetch.v1 import admin_pb2 as _admin_pb2
 from kvprefetch.v1 import hints_pb2 as _hints_pb2
 from kvprefetch.v1 import outcomes_pb2 as _outcomes_pb2
 from google.protobuf.internal import containers as _containers
@@ -91,18 +92,20 @@ class SessionReport(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
 
 class ServiceMessage(_message.Message):
-    __slots__ = ("registered", "preload", "withdraw", "observed", "draining")
+    __slots__ = ("registered", "preload", "withdraw", "observed", "draining", "shares")
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
     PRELOAD_FIELD_NUMBER: _ClassVar[int]
     WITHDRAW_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
     registered: Registered
     preload: Preload
     withdraw: Withdraw
     observed: Observed
     draining: Draining
-    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., preload: _Optional[_Union[Preload, _Mapping]] = ..., withdraw: _Optional[_Union[Withdraw, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    shares: Shares
+    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., preload: _Optional[_Union[Preload, _Mapping]] = ..., withdraw: _Optional[_Union[Withdraw, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., shares: _Optional[_Union[Shares, _Mapping]] = ...) -> None: ...
 
 class Registered(_message.Message):
     __slots__ = ("namespace", "arena", "slots", "slot_bytes", "secret", "service")
@@ -159,6 +162,12 @@ class Observed(_message.Message):
     kind: str
     about: str
     def __init__(self, tenant: _Optional[str] = ..., session: _Optional[str] = ..., kind: _Optional[str] = ..., about: _Optional[str] = ...) -> None: ...
+
+class Shares(_message.Message):
+    __slots__ = ("tenants",)
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    tenants: _containers.RepeatedCompositeFieldContainer[_admin_pb2.TenantShare]
+    def __init__(self, tenants: _Optional[_Iterable[_Union[_admin_pb2.TenantShare, _Mapping]]] = ...) -> None: ...
 
 class Draining(_message.Message):
     __slots__ = ()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from kvprefetch.cache.keys import canonical
+from kvprefetch.cache.shares import Share, Shares
 from kvprefetch.client.remote import short
 from kvprefetch.errors import TierError
 from kvprefetch.v1 import workers_pb2, workers_pb2_grpc
@@ -101,6 +102,10 @@ class Station:
             elif kind == "observed":
                 seen = message.observed
                 self.core.hints(seen.tenant).observed(seen.kind, seen.session, seen.about)
+            elif kind == "shares":
+                tenants = message.shares.tenants
+                named = {each.name: Share(each.weight, each.guarantee) for each in tenants}
+                self.core.worker.set_shares(Shares(named))
             elif kind == "draining":
                 log.info("the cache service is draining")
 
