@@ -108,6 +108,7 @@ class RedisSettings:
     ca: str = ""  # PEM file that signs the server's certificate, for rediss
     ttl_s: float = 3_600.0
     prefix: str = "kvprefetch"
+    size: str = ""  # of each namespace's blocks in it, of all nodes; empty: as many as it keeps, by its own policy
     timeout_s: float = 0.05  # of one operation
     store_blocks: bool = True  # false: only the directory of who has what
     advertise: str = ""  # "host:port" at which other nodes can read from this one's service
@@ -178,7 +179,7 @@ class Credential:
 class FairnessSettings:
     """How tenants share pools and the engine. Times in seconds."""
 
-    guarantee: float = 0.25  # of an equal part of what is left, for each tenant with a credential that names none
+    guarantee: float = 0.1  # of an equal part of what is left, for each tenant with a credential that names none
     claim_s: float = 600.0  # what nobody has used for so long is nobody's claim: beyond guarantees it goes first
     lower_claim_s: float = 3_600.0  # the same in the tiers below the device's pool
     credit_s: float = 30.0  # of the engine, that a tenant who comes from idleness may have before others

@@ -10,8 +10,8 @@ from kvprefetch.cache.shares import Shares
 def whose_blocks_go(charged: Mapping[str, int], shares: Shares, total: int, wanted: int) -> dict[str, int]:
     """How many blocks of which tenants go for `wanted`: one by one, of who is furthest over its guarantee by weight.
 
-    Of equal ones the first by name. `charged`: blocks by tenant, in a place for `total`. Nobody's guarantee is touched:
-    fewer than wanted may go, but never where more than `total` is charged by so many. O(tenants + wanted · log tenants).
+    Of equal ones the first by name. `charged`: blocks by tenant, in a place for `total`. No guarantee is touched:
+    fewer than wanted may go, but never where more than `total` is charged by so many. O(tenants + wanted · log).
     """
     line = [
         (-over / shares.weight(tenant), tenant, over)
