@@ -27,8 +27,8 @@ from redis.exceptions import ResponseError
 
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.shares import Shares
-from kvprefetch.errors import SettingsError, TierUnavailable
-from kvprefetch.settings import RedisSettings, parse_bytes
+from kvprefetch.errors import TierUnavailable
+from kvprefetch.settings import RedisSettings
 from kvprefetch.tiers.breaker import Breaker
 from kvprefetch.tiers.checksum import checksum
 from kvprefetch.tiers.contract import Incoming, Usage
@@ -58,13 +58,15 @@ class RedisTier:
         self.link = link or RedisLink(settings)
         self.names = Names(settings.prefix, namespace)
         self.charges = Charges(self.link, self.names, block_bytes, settings.ttl_s)
-        self.budget = self._budget(settings.size)
         self._owns_link = link is None
         self._ttl_ms = int(1_000 * settings.ttl_s)
         self._window = min(max(WINDOW_BYTES // block_bytes, 2), 64)
         self._room = Breaker(first_s=1.0)  # open: it takes no blocks
         self.counters: Counter[str] = Counter(stored=0, loaded=0, corrupt=0, refused=0)
         self._last_known: dict[str, int] = {}  # charged by tenant
+        self.budget: Budget | None = None
+        if settings.size:
+            self.budget = Budget(self.link, self.names, self.charges, settings.size, block_bytes, self._count_evicted)
         self._refresher = ThreadPoolExecutor(1, "kvprefetch-redis-refresh")
         self._waiting = 0  # for the refresher
         self._lock = threading.Lock()
@@ -116,7 +118,7 @@ class RedisTier:
         require_size([block.data for block in blocks], self.block_bytes)
         held = self._headers([block.key for block in blocks])
         missing = [block for block, sealed in zip(blocks, held, strict=True) if sealed is None]
-        room = self._reserve(missing, {block.key for block in blocks})
+        room = self._reserve(missing, {b.key: s.tenant for b, s in zip(blocks, held, strict=True) if s is not None})
         written = {block.key for block in self._write_within(missing, room)}
         tenants = {
             block.key: block.tenant if sealed is None else sealed.tenant
@@ -209,24 +211,17 @@ class RedisTier:
             self._refresher.submit(refresh)
 
     # -- writing ---------------------------------------------------------------------------------------
-    def _budget(self, size: str) -> Budget | None:
-        if not size:
-            return None
-        blocks = parse_bytes(size, "redis.size") // (HEADER_BYTES + self.block_bytes)
-        if blocks < 1:
-            raise SettingsError(f"redis.size {size!r} holds not one block of {self.block_bytes} bytes: set more")
-        return Budget(self.link, self.names, self.charges, blocks, lambda number: self._count(evicted=number))
-
-    def _reserve(self, blocks: Sequence[Incoming], kept: set[BlockKey]) -> int:
-        """For how many leading ones there is room."""
-        if self.budget is None:
+    def _reserve(self, blocks: Sequence[Incoming], held: dict[BlockKey, str]) -> int:
+        """For how many leading ones there is room beside those of the call that are `held`, by tenant, already."""
+        if self.budget is None or not blocks:
             return len(blocks)
+        self.link.run(self._life(held))  # they are not to be the oldest
         room = 0
         for (tenant, is_preload), run in groupby(
             blocks, lambda each: (each.tenant, each.speculative_until is not None)
         ):
             wanted = len(list(run))
-            given = self.budget.reserve(tenant, wanted, kept, is_preload=is_preload)
+            given = self.budget.reserve(tenant, wanted, held, is_preload=is_preload)
             room += given
             if given < wanted:
                 break
@@ -285,6 +280,9 @@ class RedisTier:
             owners[tenant].append(key)
         stay: Iterable[Command] = (("PEXPIRE", self.names.block(key), self._ttl_ms) for key in tenants)
         return [*stay, *self.charges.charge(owners)]
+
+    def _count_evicted(self, blocks: int) -> None:
+        self._count(evicted=blocks)
 
     def _count(self, **more: int) -> None:
         with self._lock:

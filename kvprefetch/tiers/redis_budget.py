@@ -21,11 +21,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvprefetch.cache.fair import whose_blocks_go
 from kvprefetch.cache.keys import BlockKey
 from kvprefetch.cache.shares import Shares
+from kvprefetch.errors import SettingsError, TierUnavailable
+from kvprefetch.settings import parse_bytes
 from kvprefetch.tiers.redis_block import HEADER_BYTES, Names, read_header
 from kvprefetch.tiers.redis_charges import Charges
 from kvprefetch.tiers.redis_link import Command, RedisLink, granted
@@ -38,13 +40,30 @@ _READ_S = 1.0
 _READING = 20  # of so many seconds, one may be spent on reading
 
 
+class _Popped(NamedTuple):
+    """What was taken out of one tenant's charges."""
+
+    tenant: str
+    scores: dict[BlockKey, float]  # the oldest first
+    left: int  # blocks that are charged to it still
+
+
 class Budget:
-    """See the module's promises. `blocks`: how many there may be. `evicted(n)` is told how many were deleted."""
+    """See the module's promises. `evicted(n)` is told how many blocks were deleted. Raises SettingsError."""
 
     def __init__(
-        self, link: RedisLink, names: Names, charges: Charges, blocks: int, evicted: Callable[[int], None]
+        self,
+        link: RedisLink,
+        names: Names,
+        charges: Charges,
+        size: str,
+        block_bytes: int,
+        evicted: Callable[[int], object],
     ) -> None:
-        self.blocks, self.shares = blocks, Shares()
+        self.blocks = parse_bytes(size, "redis.size") // (HEADER_BYTES + block_bytes)  # that there may be
+        if self.blocks < 1:
+            raise SettingsError(f"redis.size {size!r} holds not one block of {block_bytes} bytes: set more")
+        self.shares = Shares()
         self._link, self._names, self._charges, self._evicted = link, names, charges, evicted
         self._charged: Counter[str] = Counter()  # as it was read, and what was done since
         self._total = 0
@@ -58,21 +77,19 @@ class Budget:
         """
         with self._lock:
             self._read()
+            self._add(tenant, wanted)
             asked = wanted
-            self._add(tenant, asked)
-            for _ in range(MOST_ROUNDS):
-                missing = min(self._total - self.blocks, AT_ONCE)
-                if missing <= 0 or not asked:
-                    break
-                going = {tenant: missing} if is_preload else self._whose(missing)
-                mine = going.pop(tenant, 0)
-                stored = self._charged[tenant] - asked
-                if stored and mine:
-                    going[tenant] = min(mine, stored)
-                self._evict(going, kept, tenant, asked, 0 if is_preload else self._guaranteed(tenant))
-                refused = min(max(mine - (stored + asked - self._charged[tenant]), 0), asked)
-                self._add(tenant, -refused)  # nothing else of it can go
-                asked -= refused
+            try:
+                for _ in range(MOST_ROUNDS):
+                    missing = min(self._total - self.blocks, AT_ONCE)
+                    if missing <= 0 or not asked:
+                        break
+                    refused = self._make_room(tenant, missing, asked, kept, is_preload)
+                    self._add(tenant, -refused)
+                    asked -= refused
+            except TierUnavailable:
+                self._add(tenant, -asked)
+                raise
             refused = min(max(self._total - self.blocks, 0), asked)
             self._add(tenant, -refused)
             return asked - refused
@@ -98,26 +115,35 @@ class Budget:
         if not self._charged[tenant]:
             del self._charged[tenant]
 
-    def _whose(self, missing: int) -> dict[str, int]:
-        return whose_blocks_go(self._charged, self.shares, self.blocks, missing)
-
-    def _guaranteed(self, tenant: str) -> int:
-        return self.shares.guaranteed(tenant, self.blocks)
-
     # -- what goes -------------------------------------------------------------------------------------
-    def _evict(self, going: Mapping[str, int], kept: Collection[BlockKey], tenant: str, asked: int, floor: int) -> None:
+    def _make_room(self, tenant: str, missing: int, asked: int, kept: Collection[BlockKey], is_preload: bool) -> int:
+        """One round; how many of the blocks that `tenant` asks for have to stay out, as nothing else of it can go."""
+        going = {tenant: missing}
+        if not is_preload:
+            going = whose_blocks_go(self._charged, self.shares, self.blocks, missing)
+        mine = going.pop(tenant, 0)
+        stored = self._charged[tenant] - asked
+        if stored and mine:
+            going[tenant] = min(mine, stored)
+        gone = self._evict(going, kept, tenant, asked, is_preload)
+        return min(max(mine - max(gone, stored + asked - self._charged[tenant]), 0), asked)
+
+    def _evict(
+        self, going: Mapping[str, int], kept: Collection[BlockKey], tenant: str, asked: int, is_preload: bool
+    ) -> int:
         """Delete so many of the oldest blocks of these tenants, and see what is charged to each now.
 
-        `asked`: blocks charged to `tenant` that are not stored yet; it keeps `floor` with them.
+        `asked`: blocks charged to `tenant` that are not stored yet. How many of its own went.
         """
         back: list[Command] = []
         deleted: list[tuple[str, BlockKey]] = []
         for victim, scores, left in self._pop(going):
-            pending, least = (asked, floor) if victim == tenant else (0, self._guaranteed(victim))
+            pending = asked if victim == tenant else 0
+            least = 0 if is_preload else self.shares.guaranteed(victim, self.blocks) - pending
             spare = [key for key in scores if key not in kept]
-            short = least - pending - left - (len(scores) - len(spare))  # another node has taken some, too
-            gone = spare[: len(spare) - min(max(short, 0), len(spare))]
-            stays = {key: score for key, score in scores.items() if key not in set(gone)}
+            short = least - left - (len(scores) - len(spare))  # another node has taken some, too
+            gone = set(spare[: len(spare) - min(max(short, 0), len(spare))])
+            stays = {key: score for key, score in scores.items() if key not in gone}
             if stays:
                 parts = [part for key, score in stays.items() for part in (score, key)]
                 back.append(("ZADD", self._names.charged(victim), "NX", *parts))
@@ -125,29 +151,26 @@ class Budget:
             self._add(victim, left + len(stays) + pending - self._charged[victim])
         self._run(back)
         self._delete(deleted)
+        return sum(victim == tenant for victim, _ in deleted)
 
-    def _pop(self, going: Mapping[str, int]) -> list[tuple[str, dict[BlockKey, float], int]]:
-        """Of each tenant: the keys of so many of its oldest blocks, charged no more; how many it has left."""
+    def _pop(self, going: Mapping[str, int]) -> list[_Popped]:
+        """Have the oldest blocks of each of these tenants, so many, charged no more."""
         now = self._charges.now()
         commands: list[Command] = []
         for tenant, count in going.items():
             name = self._names.charged(tenant)
             commands += [("ZREMRANGEBYSCORE", name, "-inf", now), ("ZPOPMIN", name, count), ("ZCARD", name)]
-        answers = self._run(commands)
-        found = []
-        for at, tenant in enumerate(going):
-            popped, left = answers[3 * at + 1 : 3 * at + 3]
-            found.append(
-                (
-                    tenant,
-                    {bytes(key): float(score) for key, score in zip(popped[::2], popped[1::2], strict=True)},
-                    int(left),
-                )
-            )
-        return found
+        answers = iter(self._run(commands))
+        popped = []
+        for tenant, (_, flat, left) in zip(going, zip(answers, answers, answers, strict=True), strict=True):
+            scores = {bytes(key): float(score) for key, score in zip(flat[::2], flat[1::2], strict=True)}
+            popped.append(_Popped(tenant, scores, int(left)))
+        return popped
 
     def _delete(self, keys: list[tuple[str, BlockKey]]) -> None:
         """Those that are there, and that tenant's."""
+        if not keys:
+            return
         heads = self._link.run([("GETRANGE", self._names.block(key), 0, HEADER_BYTES - 1) for _, key in keys])
         names: list[Command] = []
         for (tenant, key), head in zip(keys, heads, strict=True):

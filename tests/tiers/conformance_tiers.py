@@ -1,7 +1,7 @@
 """Every tier as the conformance suite sees it. A new one joins by one entry in `TIERS`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -25,6 +25,7 @@ from kvprefetch.tiers.redis_block import HEADER_BYTES
 from kvprefetch.tiers.redis_link import RedisLink
 
 NAMESPACE = "0123456789abcdef"
+BLOCK = 6_000  # no multiple of anybody's page
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Place:
     clock: Clock
     flip: Callable[[BlockKey], None]  # damages a byte of a stored block
     reopen: Callable[[], Tier] | None = None  # after `close`: the same place again; None: it does not outlast its tier
-    is_bounded: bool = True  # it evicts beyond `slots` blocks, by the rules of `cache.evict`
+    is_bounded: bool = True  # it evicts beyond `slots` blocks
+    has_lines: bool = True  # by the rules of `cache.line`: leaves first, speculation apart
     is_threaded: bool = False  # loads may run beside a store
     is_closed: bool = False
 
@@ -109,9 +111,10 @@ def open_disk(wish: Wish) -> Place:
     return place
 
 
-def open_redis(wish: Wish, fixture: str = "redis_server") -> Place:
+def open_redis(wish: Wish, fixture: str = "redis_server", *, is_bounded: bool = False) -> Place:
     server: RedisServer | RedisCluster = wish.request.getfixturevalue(fixture)
-    settings = RedisSettings(url=server.url, timeout_s=PATIENT_S)
+    size = str(wish.slots * (HEADER_BYTES + wish.block_bytes)) if is_bounded else ""
+    settings = RedisSettings(url=server.url, timeout_s=PATIENT_S, size=size)
     namespace, link = os.urandom(8).hex(), RedisLink(settings)
     wish.request.addfinalizer(link.close)
 
@@ -125,7 +128,7 @@ def open_redis(wish: Wish, fixture: str = "redis_server") -> Place:
         (old,) = server.client().getrange(name, at, at)
         server.client().setrange(name, at, bytes([old ^ 1]))
 
-    place = Place(None, wish.clock, flip, opened, is_bounded=False, is_threaded=True)  # type: ignore[arg-type]
+    place = Place(None, wish.clock, flip, opened, is_bounded, has_lines=False, is_threaded=True)  # type: ignore[arg-type]
     opened()
     return place
 
@@ -134,14 +137,25 @@ def open_redis_cluster(wish: Wish) -> Place:
     return open_redis(wish, "redis_cluster")
 
 
+def open_redis_of_a_size(wish: Wish) -> Place:
+    return open_redis(wish, is_bounded=True)
+
+
+def open_redis_cluster_of_a_size(wish: Wish) -> Place:
+    return open_redis(wish, "redis_cluster", is_bounded=True)
+
+
 TIERS: dict[str, Callable[[Wish], Place]] = {
     "gpu": open_device,
     "host": open_host,
     "disk": open_disk,
     "redis": open_redis,
     "redis cluster": open_redis_cluster,
+    "redis of a size": open_redis_of_a_size,
+    "redis cluster of a size": open_redis_cluster_of_a_size,
 }
 
+Open = Callable[..., Place]
 _numbers = count()
 
 
@@ -166,3 +180,17 @@ def incoming(
         data = content(block_bytes)
         found.append(Incoming(key, parent, tenant, memoryview(data), checksum(data), until))
     return found
+
+
+def buffers(number: int, block_bytes: int = BLOCK) -> list[memoryview]:
+    return [memoryview(bytearray(block_bytes)) for _ in range(number)]
+
+
+def loaded(tier: Tier, keys: Sequence[BlockKey]) -> list[bytes]:
+    """What the tier gives for leading keys."""
+    into = buffers(len(keys), tier.block_bytes)
+    return [bytes(view) for view in into[: tier.load(keys, into)]]
+
+
+def bytes_of(blocks: Sequence[Incoming]) -> list[bytes]:
+    return [bytes(block.data) for block in blocks]

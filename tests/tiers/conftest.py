@@ -1,11 +1,33 @@
-"""A file system that is soon full, and real Redis servers."""
+"""Every tier, a file system that is soon full, and real Redis servers."""
 
 import subprocess
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
+from conformance_tiers import BLOCK, TIERS, Clock, Open, Place, Wish
 from redis_servers import RedisCluster, RedisServer
+
+
+@pytest.fixture(params=TIERS)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """`opened(slots, block_bytes)`: an empty tier of this kind; it is closed, and its books checked, at the end."""
+    places: list[Place] = []
+    numbers = count()
+
+    def open_it(slots: int = 8, block_bytes: int = BLOCK) -> Place:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir(mode=0o700)
+        places.append(TIERS[request.param](Wish(slots, block_bytes, folder, request, Clock())))
+        return places[-1]
+
+    yield open_it
+    for place in places:
+        if not place.is_closed:
+            place.tier.check()
+        place.tier.close()
+        place.tier.close()
 
 
 @pytest.fixture
