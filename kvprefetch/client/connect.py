@@ -2,8 +2,8 @@
 
 Promises
 - Thread-safe, and no torch. One daemon thread does all the talking; a process that forks connects after it has forked.
-- `prefetch`, `signal` and `cancel` return at once, whether or not a service is there. `stats` and `check` wait for at
-  most `CALL_S`.
+- `prefetch`, `signal` and `cancel` return at once, whether or not a service is there. `stats`, `check`, `tenants` and
+  `set_tenants` wait for at most `CALL_S`.
 - A service that is restarted is found again by itself. `close` ends what is open here; hints live on in the service.
 """
 
@@ -26,6 +26,7 @@ from kvprefetch.client.following import Following
 from kvprefetch.client.handle import Prefetch
 from kvprefetch.client.problems import error_of
 from kvprefetch.client.signals import Signals
+from kvprefetch.client.tenants import Wanted, rows_of, to_change
 from kvprefetch.client.thread import LoopThread
 from kvprefetch.contexts import Context, Message
 from kvprefetch.errors import AccountingError, Closed, InvalidRequest
@@ -170,16 +171,20 @@ class Connection:
         self._stats(check=True)
 
     def tenants(self) -> list[dict[str, Any]]:
-        """Everybody: "name", "weight", "guarantee" (fraction of every pool), and bytes by tier. For operators."""
+        """Everybody, by name: what each may count on and has. For operators.
+
+        Each has "name", "weight", "guarantee" (fraction of every pool), "changed" (by `set_tenants`, and not reset),
+        "host_bytes", "disk_bytes", "redis_bytes", and "host_part" (fraction of all blocks that the arenas hold).
+        """
         return self._tenants(lambda: self._admin.Tenants(admin_pb2.TenantsRequest(), **self._how))
 
-    def set_tenants(self, shares: Mapping[str, tuple[float, float]], reset: Iterable[str] = ()) -> list[dict[str, Any]]:
-        """Give each tenant (weight, guarantee), those in `reset` what the settings say; all or nothing. As `tenants`.
+    def set_tenants(self, shares: Mapping[str, Wanted], reset: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """Give each tenant (weight, guarantee), None: as it is, and those in `reset` what the settings say.
 
-        Raises InvalidRequest where it is no share, or more would be guaranteed than there is. For operators.
+        All or nothing. Returns these tenants, as `tenants` does. Raises InvalidRequest where it is no share, or more
+        would be guaranteed than there is. For operators.
         """
-        asked = [admin_pb2.TenantShare(name=name, weight=w, guarantee=g) for name, (w, g) in shares.items()]
-        request = admin_pb2.SetTenantsRequest(set=asked, reset=reset)
+        request = to_change(shares, reset)
         return self._tenants(lambda: self._admin.SetTenants(request, **self._how))
 
     def close(self) -> None:
@@ -260,26 +265,14 @@ class Connection:
     def _how(self) -> dict[str, Any]:
         return {"metadata": self._metadata, "timeout": CALL_S}
 
-    def _tenants(self, call: Callable[[], Awaitable[Any]]) -> list[dict[str, Any]]:
+    def _tenants(self, call: Callable[[], Awaitable[admin_pb2.TenantsReply]]) -> list[dict[str, Any]]:
         async def ask() -> admin_pb2.TenantsReply:
-            reply: admin_pb2.TenantsReply = await call()
-            return reply
+            return await call()
 
         try:
-            reply = self._thread.call(ask)
+            return rows_of(self._thread.call(ask))
         except grpc.aio.AioRpcError as error:
             raise error_of(error.code(), error.details(), self.address) from error
-        return [
-            {
-                "name": each.name,
-                "weight": each.weight,
-                "guarantee": each.guarantee,
-                "host_bytes": each.host_bytes,
-                "disk_bytes": each.disk_bytes,
-                "redis_bytes": each.redis_bytes,
-            }
-            for each in reply.tenants
-        ]
 
     async def _hang_up(self) -> None:
         await asyncio.gather(self._signals.flush(_FLUSH_S), self._settle(_FLUSH_S))

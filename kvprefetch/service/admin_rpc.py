@@ -1,16 +1,16 @@
 """The `Admin` service: figures, tenants, an orderly end."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from kvprefetch.cache.shares import Share
-from kvprefetch.errors import PermissionDenied
+from kvprefetch.errors import InvalidRequest, PermissionDenied
 from kvprefetch.service.auth import caller
 from kvprefetch.service.calls import Calls
 from kvprefetch.service.calls import Context as Call
 from kvprefetch.service.hints_rpc import HintsService
-from kvprefetch.service.tenants import Tenants
+from kvprefetch.service.tenants import Said, Tenants
 from kvprefetch.settings import Settings
 from kvprefetch.v1 import admin_pb2 as pb
 from kvprefetch.v1 import admin_pb2_grpc
@@ -30,6 +30,9 @@ class Figures(Protocol):
     @property
     def tenants(self) -> Tenants:
         """What each tenant may count on."""
+
+    def host_bytes(self) -> int:
+        """Of all blocks that the arenas have room for."""
 
     async def bytes_by_tenant(self) -> Mapping[str, Mapping[str, int]]:
         """Bytes charged, by tenant and then by the tier's name (`TIERS`)."""
@@ -71,13 +74,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def Tenants(self, request: pb.TenantsRequest, context: Call) -> pb.TenantsReply:
         """See the proto."""
-        return await self._everybody()
+        charges = await self.figures.bytes_by_tenant()
+        configured = {each.name for each in self.settings.credentials if each.role == "tenant"}
+        names = {self.settings.tenant, *configured, *charges, *self.figures.tenants.shares.named}
+        return self._told(names, charges)
 
     async def SetTenants(self, request: pb.SetTenantsRequest, context: Call) -> pb.TenantsReply:
         """See the proto."""
-        said = {each.name: Share(each.weight, each.guarantee) for each in request.set}
-        self.figures.tenants.change(said, request.reset)
-        return await self._everybody()
+        said = {each.name: _said(each) for each in request.set}
+        if len(said) < len(request.set):
+            raise InvalidRequest("a change names each tenant once")
+        await self.figures.tenants.change(said, request.reset)
+        return self._told({*said, *request.reset}, await self.figures.bytes_by_tenant())
 
     async def Drain(self, request: pb.DrainRequest, context: Call) -> pb.DrainReply:
         """See the proto."""
@@ -85,14 +93,21 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self.drain()
         return pb.DrainReply(in_flight=others)
 
-    async def _everybody(self) -> pb.TenantsReply:
-        charges, shares = await self.figures.bytes_by_tenant(), self.figures.tenants.shares
-        configured = {each.name for each in self.settings.credentials if each.role == "tenant"}
-        names = sorted({self.settings.tenant, *configured, *charges, *shares.named})
-        return pb.TenantsReply(tenants=[_tenant(name, charges.get(name, {}), shares.of(name)) for name in names])
+    def _told(self, names: Iterable[str], charges: Mapping[str, Mapping[str, int]]) -> pb.TenantsReply:
+        known = self.figures.tenants
+        tenants = [
+            _tenant(name, charges.get(name, {}), known.shares.of(name), known.is_changed(name))
+            for name in sorted(names)
+        ]
+        return pb.TenantsReply(tenants=tenants, host_bytes=self.figures.host_bytes())
 
 
-def _tenant(name: str, charges: Mapping[str, int], share: Share) -> pb.Tenant:
+def _said(share: pb.TenantShare) -> Said:
+    weight = share.weight if share.HasField("weight") else None
+    return Said(weight, share.guarantee if share.HasField("guarantee") else None)
+
+
+def _tenant(name: str, charges: Mapping[str, int], share: Share, is_changed: bool) -> pb.Tenant:
     host, disk, redis = (charges.get(tier, 0) for tier in TIERS)
     return pb.Tenant(
         name=name,
@@ -101,4 +116,5 @@ def _tenant(name: str, charges: Mapping[str, int], share: Share) -> pb.Tenant:
         redis_bytes=redis,
         weight=share.weight,
         guarantee=share.guarantee,
+        changed=is_changed,
     )

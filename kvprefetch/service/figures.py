@@ -22,6 +22,7 @@ def figures(shelf: Shelf) -> dict[str, Any]:
         "held": shelf.leases.counts(),
         "freed": dict(shelf.leases.freed),
         "by_tenant": usage.by_tenant,
+        "charges": {tenant: dict(kinds) for tenant, kinds in pool.charges().items()},
         "host": usage.counters,
         "lookups": {
             "calls": counts.lookups,

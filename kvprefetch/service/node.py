@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kvprefetch.cache.shares import Shares
-from kvprefetch.errors import ArenaRefused, KVPrefetchError, SettingsError, TierError
+from kvprefetch.errors import ArenaRefused, InvalidRequest, KVPrefetchError, SettingsError, TierError
 from kvprefetch.service.announcer import Announcer
 from kvprefetch.service.figures import figures
 from kvprefetch.service.lane import Clock, Lane
@@ -143,6 +143,10 @@ class Node:
         for shelf in self.shelves.values():
             await shelf.check_tiers()
 
+    def host_bytes(self) -> int:
+        """Of all blocks that the arenas have room for."""
+        return sum(shelf.host.pool.pages * shelf.block_bytes for shelf in self.shelves.values())
+
     async def bytes_by_tenant(self) -> dict[str, dict[str, int]]:
         """Tenant → tier ("host", "disk", "redis") → bytes charged; of Redis, those of all nodes."""
         totals: dict[str, dict[str, int]] = {}
@@ -179,12 +183,19 @@ class Node:
             host.close()
             raise
         self._adopt_orphans(shelf)
-        shelf.rule(self.tenants.shares)
+        self._rule_new(shelf, model)
         self.shelves[model.namespace], self._models[model.fingerprint] = shelf, model
         return shelf
 
     def _pools(self) -> list[int]:
         return [shelf.host.pool.pages for shelf in self.shelves.values()]
+
+    def _rule_new(self, shelf: Shelf, model: Model) -> None:
+        shelf.rule(self.tenants.shares)
+        try:
+            self.tenants.shares.require_fit(shelf.host.pool.pages)
+        except InvalidRequest as error:
+            log.warning("the arena of the model %r is small: %s", model.name, error)
 
     def _rule(self, shares: Shares) -> None:
         for shelf in self.shelves.values():

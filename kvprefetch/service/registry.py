@@ -34,6 +34,7 @@ class Worker:
     heard_at: float = 0.0  # when it said something last
     outbox: "asyncio.Queue[pb.ServiceMessage]" = field(default_factory=lambda: asyncio.Queue(MOST_QUEUED))
     task: "asyncio.Task[object] | None" = None  # that answers its stream
+    shares_due: bool = False  # a message in the outbox stands for those that are valid when its turn comes
 
     @property
     def instance(self) -> bytes:

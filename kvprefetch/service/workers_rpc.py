@@ -40,6 +40,7 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
         self.node, self.registry = node, registry
         node.on_death.append(self._died)
         node.tenants.on_change.append(self._tell_shares)
+        self._shares = Shares(), _message(Shares())  # the latest, and how they are said
 
     async def Work(self, request_iterator: object, context: Context) -> None:
         """See the proto."""
@@ -53,7 +54,7 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
         try:
             await context.write(self._registered(worker, model))
             if self.node.tenants.is_ruling:
-                await context.write(_shares(self.node.tenants.shares))
+                await context.write(await self._say_shares())
             await self._converse(worker, context)
         finally:
             self._leave(worker)
@@ -108,8 +109,12 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
         self.registry.forget(instance)
 
     def _tell_shares(self, shares: Shares) -> None:
+        """To everybody. Where changes follow each other faster than they are sent, the latest is."""
         for worker in self.registry.workers():
-            if not self.registry.send(worker.instance, _shares(shares)) and worker.task is not None:
+            if worker.shares_due:
+                continue
+            worker.shares_due = self.registry.send(worker.instance, pb.ServiceMessage(shares=pb.Shares()))
+            if not worker.shares_due and worker.task is not None:
                 worker.task.cancel()  # it is too far behind: it registers again, and hears of them then
 
     def _registered(self, worker: Worker, model: Model) -> pb.ServiceMessage:
@@ -143,10 +148,21 @@ class WorkersService(workers_pb2_grpc.WorkersServicer):
 
     async def _tell(self, worker: Worker, context: Context) -> None:
         while True:
-            await context.write(await worker.outbox.get())
+            message = await worker.outbox.get()
+            if message.HasField("shares"):
+                worker.shares_due = False  # from now on a change is one more to be told
+                message = await self._say_shares()
+            await context.write(message)
+
+    async def _say_shares(self) -> pb.ServiceMessage:
+        """Made in a thread: there may be very many."""
+        shares = self.node.tenants.shares
+        if self._shares[0] is not shares:
+            self._shares = shares, await asyncio.to_thread(_message, shares)
+        return self._shares[1]
 
 
-def _shares(shares: Shares) -> pb.ServiceMessage:
+def _message(shares: Shares) -> pb.ServiceMessage:
     named = shares.named.items()
     tenants = [admin_pb2.TenantShare(name=n, weight=s.weight, guarantee=s.guarantee) for n, s in named]
     return pb.ServiceMessage(shares=pb.Shares(tenants=tenants))

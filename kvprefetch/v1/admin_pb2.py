@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvprefetch/v1/admin.proto\x12\rkvprefetch.v1\"\x1d\n\x0cStatsRequest\x12\r\n\x05\x63heck\x18\x01 \x01(\x08\"\x1b\n\nStatsReply\x12\r\n\x05stats\x18\x01 \x01(\x0c\"\x10\n\x0eTenantsRequest\"6\n\x0cTenantsReply\x12&\n\x07tenants\x18\x01 \x03(\x0b\x32\x15.kvprefetch.v1.Tenant\"v\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nhost_bytes\x18\x02 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bredis_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x11\n\tguarantee\x18\x06 \x01(\x01\">\n\x0bTenantShare\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x11\n\tguarantee\x18\x03 \x01(\x01\"K\n\x11SetTenantsRequest\x12\'\n\x03set\x18\x01 \x03(\x0b\x32\x1a.kvprefetch.v1.TenantShare\x12\r\n\x05reset\x18\x02 \x03(\t\"\x0e\n\x0c\x44rainRequest\"\x1f\n\nDrainReply\x12\x11\n\tin_flight\x18\x01 \x01(\r2\x9d\x02\n\x05\x41\x64min\x12?\n\x05Stats\x12\x1b.kvprefetch.v1.StatsRequest\x1a\x19.kvprefetch.v1.StatsReply\x12\x45\n\x07Tenants\x12\x1d.kvprefetch.v1.TenantsRequest\x1a\x1b.kvprefetch.v1.TenantsReply\x12K\n\nSetTenants\x12 .kvprefetch.v1.SetTenantsRequest\x1a\x1b.kvprefetch.v1.TenantsReply\x12?\n\x05\x44rain\x12\x1b.kvprefetch.v1.DrainRequest\x1a\x19.kvprefetch.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvprefetch/v1/admin.proto\x12\rkvprefetch.v1\"\x1d\n\x0cStatsRequest\x12\r\n\x05\x63heck\x18\x01 \x01(\x08\"\x1b\n\nStatsReply\x12\r\n\x05stats\x18\x01 \x01(\x0c\"\x10\n\x0eTenantsRequest\"J\n\x0cTenantsReply\x12&\n\x07tenants\x18\x01 \x03(\x0b\x32\x15.kvprefetch.v1.Tenant\x12\x12\n\nhost_bytes\x18\x02 \x01(\x04\"\x87\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nhost_bytes\x18\x02 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bredis_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x11\n\tguarantee\x18\x06 \x01(\x01\x12\x0f\n\x07\x63hanged\x18\x07 \x01(\x08\"a\n\x0bTenantShare\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tguarantee\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_weightB\x0c\n\n_guarantee\"K\n\x11SetTenantsRequest\x12\'\n\x03set\x18\x01 \x03(\x0b\x32\x1a.kvprefetch.v1.TenantShare\x12\r\n\x05reset\x18\x02 \x03(\t\"\x0e\n\x0c\x44rainRequest\"\x1f\n\nDrainReply\x12\x11\n\tin_flight\x18\x01 \x01(\r2\x9d\x02\n\x05\x41\x64min\x12?\n\x05Stats\x12\x1b.kvprefetch.v1.StatsRequest\x1a\x19.kvprefetch.v1.StatsReply\x12\x45\n\x07Tenants\x12\x1d.kvprefetch.v1.TenantsRequest\x1a\x1b.kvprefetch.v1.TenantsReply\x12K\n\nSetTenants\x12 .kvprefetch.v1.SetTenantsRequest\x1a\x1b.kvprefetch.v1.TenantsReply\x12?\n\x05\x44rain\x12\x1b.kvprefetch.v1.DrainRequest\x1a\x19.kvprefetch.v1.DrainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANTSREQUEST']._serialized_start=104
   _globals['_TENANTSREQUEST']._serialized_end=120
   _globals['_TENANTSREPLY']._serialized_start=122
-  _globals['_TENANTSREPLY']._serialized_end=176
-  _globals['_TENANT']._serialized_start=178
-  _globals['_TENANT']._serialized_end=296
-  _globals['_TENANTSHARE']._serialized_start=298
-  _globals['_TENANTSHARE']._serialized_end=360
-  _globals['_SETTENANTSREQUEST']._serialized_start=362
-  _globals['_SETTENANTSREQUEST']._serialized_end=437
-  _globals['_DRAINREQUEST']._serialized_start=439
-  _globals['_DRAINREQUEST']._serialized_end=453
-  _globals['_DRAINREPLY']._serialized_start=455
-  _globals['_DRAINREPLY']._serialized_end=486
-  _globals['_ADMIN']._serialized_start=489
-  _globals['_ADMIN']._serialized_end=774
+  _globals['_TENANTSREPLY']._serialized_end=196
+  _globals['_TENANT']._serialized_start=199
+  _globals['_TENANT']._serialized_end=334
+  _globals['_TENANTSHARE']._serialized_start=336
+  _globals['_TENANTSHARE']._serialized_end=433
+  _globals['_SETTENANTSREQUEST']._serialized_start=435
+  _globals['_SETTENANTSREQUEST']._serialized_end=510
+  _globals['_DRAINREQUEST']._serialized_start=512
+  _globals['_DRAINREQUEST']._serialized_end=526
+  _globals['_DRAINREPLY']._serialized_start=528
+  _globals['_DRAINREPLY']._serialized_end=559
+  _globals['_ADMIN']._serialized_start=562
+  _globals['_ADMIN']._serialized_end=847
 # @@protoc_insertion_point(module_scope)

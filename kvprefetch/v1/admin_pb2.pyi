@@ -23,26 +23,30 @@ class TenantsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TenantsReply(_message.Message):
-    __slots__ = ("tenants",)
+    __slots__ = ("tenants", "host_bytes")
     TENANTS_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     tenants: _containers.RepeatedCompositeFieldContainer[Tenant]
-    def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ...) -> None: ...
+    host_bytes: int
+    def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., host_bytes: _Optional[int] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "host_bytes", "disk_bytes", "redis_bytes", "weight", "guarantee")
+    __slots__ = ("name", "host_bytes", "disk_bytes", "redis_bytes", "weight", "guarantee", "changed")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     REDIS_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     GUARANTEE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
     name: str
     host_bytes: int
     disk_bytes: int
     redis_bytes: int
     weight: float
     guarantee: float
-    def __init__(self, name: _Optional[str] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., redis_bytes: _Optional[int] = ..., weight: _Optional[float] = ..., guarantee: _Optional[float] = ...) -> None: ...
+    changed: bool
+    def __init__(self, name: _Optional[str] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., redis_bytes: _Optional[int] = ..., weight: _Optional[float] = ..., guarantee: _Optional[float] = ..., changed: bool = ...) -> None: ...
 
 class TenantShare(_message.Message):
     __slots__ = ("name", "weight", "guarantee")

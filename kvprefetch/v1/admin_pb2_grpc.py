@@ -76,8 +76,10 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetTenants(self, request, context):
-        """Change what tenants may count on, all of it or nothing; nothing is evicted at once. Role: operator. Status codes:
-        INVALID_ARGUMENT, where it is no share, or guarantees add up to more than a pool, or one is less than a block.
+        """Change what tenants may count on, all of it or nothing; nothing is evicted at once. Tells of those that it names.
+        Role: operator. Status codes: INVALID_ARGUMENT, where it is no share, or guarantees add up to more than a pool, or
+        one is less than a block of an open arena; RESOURCE_EXHAUSTED, where too many are named; FAILED_PRECONDITION, where
+        it cannot be kept for a restart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

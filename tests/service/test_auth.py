@@ -46,7 +46,8 @@ def test_tenants_reach_no_blocks_and_only_operators_end_a_service() -> None:
     for method, roles in WHO.items():
         if method.startswith(("/kvprefetch.v1.Cache/", "/kvprefetch.v1.Workers/")):
             assert Role.TENANT not in roles
-    assert WHO["/kvprefetch.v1.Admin/Drain"] == WHO["/kvprefetch.v1.Admin/Tenants"] == {Role.OPERATOR}
+    for name in ("Drain", "Tenants", "SetTenants"):
+        assert WHO[f"/kvprefetch.v1.Admin/{name}"] == {Role.OPERATOR}
 
 
 # -- the gate ----------------------------------------------------------------------------------------------
