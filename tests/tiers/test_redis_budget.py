@@ -147,6 +147,36 @@ def test_blocks_of_the_call_itself_are_not_evicted_for_it(redis_server: RedisSer
         assert tier.find(keys_of(blocks)) == 4
 
 
+def test_what_is_gone_on_with_is_not_the_oldest(redis_server: RedisServer) -> None:
+    with opened(redis_server.url, size=size_of(4)) as tier:
+        begun, others = blocks_of(3, "ann"), blocks_of(3, "ann")
+        assert tier.store(begun[:1]) == 1
+        assert tier.store(others) == 3
+        assert tier.store(begun) == 3
+        assert tier.find(keys_of(begun)) == 3
+        assert tier.find(keys_of(others)) == 1
+
+
+def test_what_redis_refuses_takes_no_room(tmp_path: Path) -> None:
+    clock = Clock()
+    with RedisServer(tmp_path) as server, opened(server.url, clock=clock, size=size_of(4)) as tier:
+        assert tier.store(blocks_of(1, "ann")) == 1
+        server.client().config_set("maxmemory", 1)
+        with pytest.raises(TierUnavailable, match="takes no blocks"):
+            tier.store(blocks_of(3, "bob"))
+        assert tier.budget is not None
+        assert tier.budget._charged == {"ann": 1}
+
+
+def test_a_damaged_block_that_was_deleted_is_charged_no_more(redis_server: RedisServer) -> None:
+    with opened(redis_server.url, size=size_of(4)) as tier:
+        blocks = blocks_of(2, "ann")
+        tier.store(blocks)
+        redis_server.client().setrange(tier.names.block(blocks[1].key), HEADER_BYTES, b"other bytes")
+        assert len(loaded(tier, keys_of(blocks))) == 1
+        assert redis_server.client().zcard(tier.names.charged("ann")) == 1
+
+
 def test_what_redis_evicted_itself_brings_no_room_and_costs_nobody_a_block(redis_server: RedisServer) -> None:
     clock = Clock()
     with opened(redis_server.url, clock=clock, size=size_of(8)) as tier:
@@ -167,7 +197,8 @@ def test_a_block_that_is_another_tenants_by_now_stays(redis_server: RedisServer)
     with opened(redis_server.url, clock=clock, size=size_of(4)) as tier:
         tier.rule(Shares({"bob": Share(guarantee=0.5)}))
         shared, data = os.urandom(32), os.urandom(BLOCK_BYTES)
-        tier.store([block_of(shared, data, "ann"), *blocks_of(1, "ann")])
+        tier.store([block_of(shared, data, "ann")])
+        tier.store(blocks_of(1, "ann"))
         redis_server.client().delete(tier.names.block(shared))
         tier.store([block_of(shared, data, "bob")])
         assert tier.store(blocks_of(2, "cid")) == 2
