@@ -108,9 +108,9 @@ class Cluster:
 
     def operate(self, *command: str) -> str:
         """`kvprefetch COMMAND` as the operator; what it printed. Raises RuntimeError where it fails."""
+        where = ("--service", self.node.address, "--token", token(OPERATOR))
         process = subprocess.run(
-            [sys.executable, "-c", "from kvprefetch.cli.main import main; main()", *command]
-            + ["--service", self.node.address, "--token", token(OPERATOR)],
+            [sys.executable, "-c", "from kvprefetch.cli.main import main; main()", *command, *where],
             capture_output=True,
             text=True,
             check=False,
@@ -149,7 +149,8 @@ def token(name: str) -> str:
 
 def _settings(sizes: Sizes) -> str:
     credentials = [
-        f'[[credentials]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = "{sha256(token(name).encode()).hexdigest()}"'
+        f'[[credentials]]\nname = "{name}"\nrole = "{role}"\n'
+        f'token_sha256 = "{sha256(token(name).encode()).hexdigest()}"'
         for name, role in _ROLES.items()
     ]
     tables: dict[str, dict[str, Any]] = {
