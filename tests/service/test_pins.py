@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from arenas import ANN, Desk, chain, open_host, packed
 
+from kvprefetch.cache.shares import Share, Shares
 from kvprefetch.errors import LimitExceeded
 from kvprefetch.service.pins import LONGEST_S, Pins
 
@@ -80,3 +81,36 @@ def test_a_pin_is_taken_back_by_its_tenant_alone(desk: Desk) -> None:
     assert len(pins) == 1
     pin(desk, pins, "abc", 0.0)
     assert len(pins) == 0
+
+
+def test_a_tenant_pins_no_more_than_its_share_of_the_arena(desk: Desk) -> None:
+    pins = Pins(desk.host.pool, most_slots=4)
+    pins.shares = Shares({"ann": Share(guarantee=0.5), "bob": Share()})
+    desk.keep("abcd")
+    desk.keep("wxyz")
+    assert pin(desk, pins, "wx", 10.0, tenant="bob") == 2  # of a fourth of eight: half of what nobody is guaranteed
+    with pytest.raises(LimitExceeded, match="2 blocks of 'bob' are pinned, of 2"):
+        pin(desk, pins, "a", 10.0, tenant="bob")
+    with pytest.raises(LimitExceeded, match="0 blocks of 'cid' are pinned, of 1"):
+        pin(desk, pins, "wx", 10.0, tenant="cid")  # a third of it
+    assert pin(desk, pins, "abcd", 10.0) == 4  # a half and a fourth, but no more than any tenant
+    with pytest.raises(LimitExceeded, match="4 blocks of 'ann' are pinned, of 4"):
+        pin(desk, pins, "w", 10.0)
+
+
+def test_where_a_share_becomes_less_what_is_pinned_stays_until_its_time_is_over(desk: Desk) -> None:
+    pins = Pins(desk.host.pool, most_slots=4)
+    desk.keep("ab")
+    desk.keep("xy")
+    for path in ("ab", "xy"):
+        assert pin(desk, pins, path, 10.0, tenant="bob") == 2
+    pins.shares = Shares({"ann": Share(guarantee=0.75), "bob": Share(weight=0.5)})
+    desk.host.pool.clear()
+    assert (desk.found("ab"), desk.found("xy")) == ("ab", "xy")
+    with pytest.raises(LimitExceeded, match="2 blocks of 'bob' are pinned, of 1"):
+        pin(desk, pins, "ab", 20.0, tenant="bob")
+    with pytest.raises(LimitExceeded, match="0 blocks of 'bob' are pinned, of 1"):
+        pin(desk, pins, "ab", 20.0, now=10.0, tenant="bob")
+    assert pin(desk, pins, "a", 20.0, now=10.0, tenant="bob") == 1
+    pins.shares = Shares({"ann": Share(guarantee=1.0)})
+    assert pin(desk, pins, "a", 30.0, now=10.0, tenant="bob") == 1  # one block is always allowed
