@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from kvprefetch.cache.keys import BlockKey
+from kvprefetch.cache.shares import Shares
 from kvprefetch.errors import TierUnavailable
 from kvprefetch.tiers.breaker import Breaker
 from kvprefetch.tiers.checksum import checksum
@@ -116,6 +117,11 @@ class Lane:
             self.store_pace.learn(stored * self.tier.block_bytes, seconds)
         self.counters["stored"] += stored
         return stored
+
+    def rule(self, shares: Shares) -> None:
+        """What each tenant may count on in the tier, from the store after the one that is under way."""
+        if not self._is_closed:
+            self._writer.submit(self.tier.rule, shares)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work` where stores run: for figures and proofs. Raises what it raises."""

@@ -1,9 +1,12 @@
 """Blocks that somebody wants kept in the arena for some seconds, whether used or not. Pure: `now` is an argument.
 
 Promises: every pin ends by itself. A tenant's pins hold at most `most_slots` slots together, and no more than its
-guarantee and its weighted part of what nobody is guaranteed, among those named and itself (LimitExceeded).
+guarantee and its weighted part of what nobody is guaranteed, among those named and itself (LimitExceeded). All pins
+together leave others what they are guaranteed; but one block of each tenant may always be pinned.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvprefetch.cache.block import Block
@@ -46,11 +49,11 @@ class Pins:
         if not run.count:
             return 0
         name = tenant, keys[run.count - 1]
-        mine = sum(pin.slots for (whose, _), pin in self._pins.items() if whose == tenant and (whose, _) != name)
-        most = min(self.most_slots, max(int(self.shares.part(tenant, self.pool.pages)), 1))
+        old = self._pins.get(name)
+        pinned = self._pinned()
+        mine, most = pinned[tenant] - (old.slots if old else 0), self._most(tenant, pinned)
         if mine + run.count > most:
             raise LimitExceeded(f"{mine} blocks of {tenant!r} are pinned, of {most}: unpin some")
-        old = self._pins.get(name)
         until = now + min(hold_s, LONGEST_S)
         pin = self._pins[name] = Pin(run.tails, run.count, max(until, old.until) if old else until)
         self.pool.hold(pin.blocks)
@@ -70,6 +73,20 @@ class Pins:
             self._drop(name)
 
     # -- within ----------------------------------------------------------------------------------------
+    def _pinned(self) -> Counter[str]:
+        """Slots by tenant."""
+        pinned: Counter[str] = Counter()
+        for (tenant, _), pin in self._pins.items():
+            pinned[tenant] += pin.slots
+        return pinned
+
+    def _most(self, tenant: str, pinned: Mapping[str, int]) -> int:
+        """Slots that this tenant's pins may hold. O(tenants)."""
+        pages, shares = self.pool.pages, self.shares
+        others = (shares.named.keys() | pinned.keys()) - {tenant}
+        left = pages - sum(max(shares.guaranteed(other, pages), pinned.get(other, 0)) for other in others)
+        return max(min(self.most_slots, int(shares.part(tenant, pages)), left), 1)
+
     def _drop(self, name: tuple[str, BlockKey]) -> None:
         pin = self._pins.pop(name, None)
         if pin is not None:

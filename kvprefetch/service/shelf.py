@@ -184,7 +184,7 @@ class Shelf:
         self.pins.shares = shares
         self.host.rule(shares)
         for lane in self.behind.lanes:
-            lane.tier.rule(shares)
+            lane.rule(shares)
 
     def expire(self, now: float) -> None:
         """To be called about every second."""

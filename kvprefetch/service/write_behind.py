@@ -3,6 +3,7 @@
 Promises
 - A block that waits is held in the arena, as long as no more than `most_held` are; the others that wait, `most` in all,
   may be evicted before their turn. What is lost so, or comes while the tier is out of reach, is counted: it is a cache.
+- A batch is of one tenant, and used or preloaded: whom the tier refuses something, that costs nobody else.
 - Lives on the event loop's thread; stores in the lane's. `close` waits for the batch that is under way and lets go of
   the rest.
 """
@@ -11,6 +12,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable
+from itertools import takewhile
 
 from kvprefetch.cache.block import Block, Hold
 from kvprefetch.service.lane import Lane
@@ -73,11 +75,13 @@ class WriteBehind:
 
     async def _store_some(self) -> None:
         size = min(self.lane.store_pace.batch(self.host.block_bytes, _BATCH), len(self._hold.blocks))
-        incoming = [each for block in self._hold.blocks[:size] if (each := self._incoming(block)) is not None]
+        held = self._hold.blocks[:size]
+        batch = list(takewhile(lambda block: _kind(block) == _kind(held[0]), held))
+        incoming = [each for block in batch if (each := self._incoming(block)) is not None]
         stored = await self.lane.store(incoming) if incoming else 0
         self.counters["stored"] += stored
         self.counters["refused"] += len(incoming) - stored
-        self._let_go(size)
+        self._let_go(len(batch))
         self._hold_some()
         if not self.lane.is_open:
             self._drop_all("dropped_unavailable")
@@ -117,3 +121,7 @@ class WriteBehind:
         self.counters[why] += len(self._waiting)
         self._let_go(len(self._hold.blocks))
         self._waiting.clear()
+
+
+def _kind(block: Block) -> tuple[str, bool]:
+    return block.tenant, block.speculative
