@@ -209,8 +209,12 @@ class Line(Generic[L]):
             key, _, leaf = first
             if leaf.last_used > oldest or (worth is not None and key >= worth):
                 break
-            if leaf.payers is None or not self._pass_on(leaf, demand):
-                taken += self._pick(leaf, most - taken, rule)
+            if leaf.payers is not None and self._pass_on(leaf, demand):
+                continue
+            count, opened = self._pick(leaf, most - taken, rule)
+            taken += count
+            if opened is not None and opened.tenant != tenant:
+                break  # it may be that one's turn
         self._changed.add(tenant)
         self._settle(demand.now)
         return taken
@@ -222,7 +226,11 @@ class Line(Generic[L]):
             first = queue.first_fresh(self._draft)
             if first is None or first[0] > until:
                 break
-            taken += self._pick(first[2], most - taken, rule)
+            why = "hold_expired" if first[0] <= demand.now else rule
+            count, opened = self._pick(first[2], most - taken, why)
+            taken += count
+            if opened is not None and opened.tenant != tenant:
+                break
         self._changed.add(tenant)
         self._settle(demand.now)
         return taken
@@ -237,8 +245,8 @@ class Line(Generic[L]):
                 return True
         return False
 
-    def _pick(self, leaf: L, most: int, rule: str) -> int:
-        """This one, or the end of it; how many blocks."""
+    def _pick(self, leaf: L, most: int, rule: str) -> tuple[int, L | None]:
+        """This one, or the end of it; how many blocks, and what is a leaf without it."""
         draft = self._draft
         count = draft.add(leaf, most, rule)
         given = draft.fresh if leaf.speculative else draft.used
@@ -251,7 +259,7 @@ class Line(Generic[L]):
         opened = draft.opens(leaf)
         if opened is not None:
             self.put(opened)
-        return count
+        return count, opened
 
     def _put_blocks(self, blocks: Iterable[Block]) -> None:
         """Of a group, which only pools of blocks have: those that are leaves, or would be."""

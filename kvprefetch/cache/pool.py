@@ -103,9 +103,12 @@ class BlockPool:
         return {tenant: Counter({kind.value: n for kind, n in kinds.items()}) for tenant, kinds in charged.items()}
 
     # -- taking and giving back ------------------------------------------------------------------------
-    def reserve(self, count: int, demand: Demand, *, or_fewer: bool = False) -> list[Block]:
-        """`count` in-flight blocks with one reference each, charged to `demand.tenant`; or PoolFull."""
-        self.make_room(count, demand, or_less=or_fewer)
+    def reserve(self, count: int, demand: Demand, *, or_fewer: bool = False, beside: int = 0) -> list[Block]:
+        """`count` in-flight blocks with one reference each, charged to `demand.tenant`; or PoolFull.
+
+        `beside`: pages of its unused speculation that are about to be used with them, and count already.
+        """
+        self.make_room(count, demand, or_less=or_fewer, beside=beside)
         taken = []
         for _ in range(min(count, len(self.free))):
             block = Block(self.free.pop(), demand.tenant, State.IN_FLIGHT, demand.now, refs=1)
@@ -117,12 +120,12 @@ class BlockPool:
             taken.append(block)
         return taken
 
-    def make_room(self, count: int, demand: Demand, *, or_less: bool = False) -> None:
+    def make_room(self, count: int, demand: Demand, *, or_less: bool = False, beside: int = 0) -> None:
         """Evict until `count` pages are free; or PoolFull, having changed nothing. `or_less`: as far as it goes."""
         missing = count - len(self.free)
         if missing <= 0:
             return
-        victims = self.line.choose(missing, demand, or_less, count)
+        victims = self.line.choose(missing, demand, or_less, count + beside)
         if len(victims) < missing and not or_less:
             raise PoolFull(f"{count} pages wanted, {len(self.free)} free, too few may be evicted")
         for block, _, rule in victims:

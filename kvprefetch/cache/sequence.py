@@ -80,7 +80,8 @@ class PagedSequence:
         found = self.pool.match(self.keys[:wanted])
         self.pool.hold(found)
         try:
-            fresh = self.pool.reserve(wanted - len(found), demand)
+            unused = sum(block.speculative for block in found) if not demand.speculative else 0
+            fresh = self.pool.reserve(wanted - len(found), demand, beside=unused)
         except BaseException:
             self.pool.release(reversed(found))
             raise

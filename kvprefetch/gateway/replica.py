@@ -61,7 +61,7 @@ class Replica(BlockPool):
         """Blocks that the engine can take in without losing others, as far as is known."""
         return max(self.limit - len(self.resident), 0)
 
-    def make_room(self, count: int, demand: Demand, *, or_less: bool = False) -> None:
+    def make_room(self, count: int, demand: Demand, *, or_less: bool = False, beside: int = 0) -> None:
         """Forget what the engine will have evicted, whoever is charged for it."""
         beyond = len(self.resident) + count - self.limit
         missing = count - len(self.free)
