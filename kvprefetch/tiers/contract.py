@@ -5,6 +5,10 @@ Promises of all of them
   checksum that was sealed with the block. A block that fails is dropped and counted as corrupt.
 - Keys are 32 bytes that the tier did not derive and does not understand. Blocks of one tier all have `block_bytes`.
 - A tier never grows past its capacity: to store, it evicts what is wanted least. What it evicts is gone.
+- While a tenant is within its guarantee, nobody else's store evicts what it has used; a preload evicts nothing of
+  another. Beyond guarantees it is weighted max-min, and no room stays empty while anybody wants it.
+- A block is charged whole to the tenant for whom it was stored. So is a group's: only in a worker's pool do all who use
+  it pay a part.
 - Calls block for as long as the place takes (memory: not at all; Redis: its timeout) and may be made by one thread at
   a time, unless the tier says otherwise. They raise TierUnavailable where the place is out of reach or full for
   reasons of its own, having changed nothing that counts; ValueError for buffers of another size; never anything else.

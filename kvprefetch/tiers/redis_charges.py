@@ -5,7 +5,7 @@ Promises
   itself. What Redis evicted before its time is found by asking for a sample of the blocks each time that the bytes
   are read; those gone are taken out, and the count of the others is scaled by the share that was there.
 - So a figure is exact as long as all blocks fit the sample (`SAMPLE`), and an estimate beyond.
-- A block is charged to the first who stored it, for as long as it stays; a group's, too, whoever of it reads it.
+- A block is charged to the first who stored it, for as long as it stays.
 - `counted` is what the sets say, with what Redis has evicted before its time: for whoever asks every second.
 - Nothing reads the whole keyspace. Raises TierUnavailable, as the link does. Unix time, which nodes must agree on to
   within the time that blocks live.
