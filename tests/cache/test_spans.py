@@ -20,7 +20,8 @@ from kvprefetch.sim.trace import joined, runs_of
 PAGES = 6
 TREE = ["", "a", "b", "aa", "ab", "ba", "aaa", "aab", "abab", "aabb", "baab", "aaaaa", "bbbbbb"]
 TENANTS = ["ann", "bob"]
-NAMES = {"anna": 90, "annaa": 91, "annaaa": 92, "a": 100, "aa": 101, "aaa": 102, "aaaa": 103, "aaaaa": 104}  # one branch in one run, the others in pieces
+NAMES = {"a": 100, "aa": 101, "aaa": 102, "aaaa": 103, "aaaaa": 104}  # one branch in one run, the others in pieces
+NAMES |= {"anna": 90, "annaa": 91, "annaaa": 92}
 
 
 def prompt(word: str) -> str:
