@@ -133,6 +133,8 @@ def test_pins_of_a_flood_leave_everybody_its_guarantee(tmp_path: Path) -> None:
             with pytest.raises(LimitExceeded):
                 at.shelf.pin("bob", packed(path), 1e9)
         at.shelf.rule(Shares({"ann": Share(guarantee=0.75), "bob": Share()}))
+        with pytest.raises(LimitExceeded, match="of 1"):
+            at.shelf.pin("bob", packed("kl"), 2e9)
         assert at.keep("ann", "abcdef") == 6
         assert at.found("klmn") == "kl"
         assert at.shelf.pin("ann", packed("ab"), 60.0) == 2
@@ -156,13 +158,26 @@ def test_pins_of_the_flood_protect_nothing_of_its_own_from_its_next_need(tmp_pat
 
 def test_a_preload_through_the_arena_takes_of_its_own_tenant_alone(tmp_path: Path) -> None:
     async def story(at: Flooded) -> None:
-        at.keep("ann", "ab")
-        at.keep("bob", "klmno")
+        assert at.keep("bob", "klmnopqr") == 8
+        assert at.reserve("ann", "abcd", hold_s=60.0) == (0, []), "nobody has asked for it yet"
+        assert at.keep("ann", "ab") == 2
         assert at.keep("bob", "wxyz", hold_s=60.0) == 4
         assert at.found("ab") == "ab"
-        at.keep("ann", "ab", hold_s=60.0)
-        assert at.keep("ann", "cd") == 2, "what it needs, another's unused speculation makes room for"
-        assert at.blocks["ann"] == 4
+        assert at.keep("ann", "cdef") == 4
+        assert at.blocks == {"ann": 6, "bob": 2}, "before what was used another's unused speculation goes"
+
+    told(tmp_path, story)
+
+
+def test_who_is_writing_has_what_it_is_writing(tmp_path: Path) -> None:
+    async def story(at: Flooded) -> None:
+        at.keep("bob", "k")
+        at.keep("cid", "cd")
+        reserved = at.reserve("bob", "vwxyz")
+        assert at.keep("ann", "a") == 1
+        assert (at.found("k"), at.found("cd")) == ("", "cd")
+        at.release("bob", reservations=[reserved[0]])
+        assert at.blocks == {"ann": 1, "cid": 2}
 
     told(tmp_path, story)
 
