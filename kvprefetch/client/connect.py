@@ -2,8 +2,8 @@
 
 Promises
 - Thread-safe, and no torch. One daemon thread does all the talking; a process that forks connects after it has forked.
-- `prefetch`, `signal` and `cancel` return at once, whether or not a service is there. `stats`, `check`, `tenants` and
-  `set_tenants` wait for at most `CALL_S`.
+- `prefetch`, `signal` and `cancel` return at once, whether or not a service is there. `stats` and `check` wait for at
+  most `CALL_S`; what operators ask of tenants, for longer.
 - A service that is restarted is found again by itself. `close` ends what is open here; hints live on in the service.
 """
 
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 CALL_S = 5.0
 """How long a call that waits may take."""
+_OPERATE_S = 30.0  # that tells of all tenants, or changes many
 _FLUSH_S = 1.0  # for signals that wait when the connection is closed
 _NAMED = 1_024  # contexts remembered here by their names
 _HOLD_S = 300.0  # how long a hint is worth repeating, where the service's workers decide how long it is held
@@ -263,7 +264,7 @@ class Connection:
 
     @property
     def _how(self) -> dict[str, Any]:
-        return {"metadata": self._metadata, "timeout": CALL_S}
+        return {"metadata": self._metadata, "timeout": _OPERATE_S}
 
     def _tenants(self, call: Callable[[], Awaitable[admin_pb2.TenantsReply]]) -> list[dict[str, Any]]:
         async def ask() -> admin_pb2.TenantsReply:
