@@ -83,7 +83,8 @@ def _charges_add_up(pool: "BlockPool", require: Require) -> None:
         require(block.payers is None or block.tenant in block.payers, f"page {block.page}: its tenant does not pay")
     for tenant in {*taken.charged, *pool.accounts.charged}:
         paid, owed = pool.accounts.charged.get(tenant), taken.charged.get(tenant)
-        require(paid == owed, f"tenant {tenant!r} is charged {paid}, its pages are {owed}")
+        if paid != owed:
+            require(False, f"tenant {tenant!r} is charged {paid}, its pages are {owed}")
     total = sum(kinds.total() for kinds in pool.accounts.charged.values())
     require(total == len(pool.blocks()), f"{total} pages are charged, {len(pool.blocks())} are taken")
 

@@ -296,8 +296,9 @@ class Line(Generic[L]):
         if self.accounts.changed:
             changed |= self.accounts.changed
             self.accounts.changed.clear()
-        while changed:
-            self._rank(changed.pop(), now)
+        for tenant in changed:
+            self._rank(tenant, now)
+        changed.clear()
 
     def _rank(self, tenant: str, now: float) -> None:
         queue = self._queues.get(tenant)
