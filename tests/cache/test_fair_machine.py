@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import hypothesis.strategies as st
 from fair_pools import guaranteed, keys, serve, used
 from hypothesis import given, settings
 
+from kvprefetch.cache.block import Block
 from kvprefetch.cache.line import CLAIM_S
+from kvprefetch.cache.orders import ByIndex
 from kvprefetch.cache.pool import BlockPool
-from kvprefetch.cache.shares import Shares
+from kvprefetch.cache.shares import Share, Shares
 
 PAGES = 12
 PROMISED = {"ann": 4, "bob": 3, "cid": 5}
@@ -127,3 +130,62 @@ def test_preloads_true_or_false_take_nothing_of_the_others_together(asked: list[
         assert sum(before) <= sum(after)
 
     lying(asked, claim_s, guaranteed(PAGES, ann=3, cid=3), judge)
+
+
+sizes = st.integers(1, 4)
+weights = st.sampled_from([0.5, 1.0, 2.0, 3.0])
+
+
+@many
+@given(
+    st.lists(st.tuples(st.sampled_from(["ann", "ann", "ann", "bob", "cid", "dan"]), sizes), min_size=20, max_size=80),
+    st.lists(weights, min_size=3, max_size=3),
+    st.sampled_from([{}, {"ann": 0.25}, {"ann": 0.25, "bob": 1 / 3}]),
+)
+def test_who_always_wants_more_borrows_by_weight(
+    stream: list[tuple[str, int]], weights: list[float], promised: dict[str, float]
+) -> None:
+    """At whatever rates. Who has lost a block since wants more; what two such borrow differs by one request's size."""
+    pool = BlockPool(PAGES, claim_s=inf)
+    named = dict(zip(("ann", "bob", "cid"), weights, strict=True))
+    pool.shares = Shares({tenant: Share(weight, promised.get(tenant, 0)) for tenant, weight in named.items()})
+    wanting: set[str] = set()
+    pool.on_evict = lambda block, rule: wanting.add(block.tenant)
+    for at, (tenant, size) in enumerate(stream):
+        assert serve(pool, tenant, chr(1000 + at) * size, float(at))
+        if wanting:
+            assert pool.free_pages == 0
+        borrowed = {
+            tenant: max(len(used(pool, tenant)) - pool.shares.guaranteed(tenant, PAGES), 0) / pool.shares.weight(tenant)
+            for tenant in ("ann", "bob", "cid", "dan")
+        }
+        for tenant in wanting:
+            assert borrowed[tenant] >= max(borrowed.values()) - 4 / min(*weights, 1.0)
+
+
+@many
+@given(
+    st.lists(st.builds(Step, tenants, prompts, waits, st.booleans()), min_size=20, max_size=40),
+    claims,
+    st.dictionaries(st.tuples(prompts, st.integers(0, 20)), st.integers(0, 3), max_size=30),
+)
+def test_whatever_index_rules_and_however_it_changes_guarantees_hold(
+    asked: list[Step], claim_s: float, values: dict[tuple[str, int], int]
+) -> None:
+    """By count, that is: which blocks of its own a tenant keeps is for the index to say."""
+
+    def index(block: Block, now: float) -> float:
+        return float(values.get((block.key.decode().partition(":")[2], int(now)), 1))
+
+    pool = BlockPool(PAGES, ByIndex(index), claim_s=claim_s)
+    pool.shares = guaranteed(PAGES, **PROMISED)
+    now = 0.0
+    for step in asked:
+        now += step.wait
+        before = {tenant: len(used(pool, tenant)) for tenant in PROMISED}
+        is_served = serve(pool, step.tenant, step.text, now, until=now + 3 if step.preloads else None)
+        assert is_served or step.preloads or len(step.text) > PROMISED.get(step.tenant, 0)
+        for tenant, pages in PROMISED.items():
+            if tenant != step.tenant:
+                assert len(used(pool, tenant)) >= min(before[tenant], pages)
+        pool.check()

@@ -24,7 +24,7 @@ def test_a_guarantee_is_a_part_of_the_pool(guarantee: float) -> None:
 
 def test_no_more_than_the_pool_is_guaranteed() -> None:
     Shares({"ann": Share(guarantee=0.6), "bob": Share(guarantee=0.4)})
-    with pytest.raises(InvalidRequest, match="add up to 110.0% of a pool"):
+    with pytest.raises(InvalidRequest, match=r"add up to 110\.0% of a pool"):
         Shares({"ann": Share(guarantee=0.6), "bob": Share(guarantee=0.5)})
 
 
