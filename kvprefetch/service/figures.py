@@ -23,6 +23,7 @@ def figures(shelf: Shelf) -> dict[str, Any]:
         "freed": dict(shelf.leases.freed),
         "by_tenant": usage.by_tenant,
         "charges": {tenant: dict(kinds) for tenant, kinds in pool.charges().items()},
+        "guaranteed": _guaranteed(shelf),
         "host": usage.counters,
         "lookups": {
             "calls": counts.lookups,
@@ -37,6 +38,13 @@ def figures(shelf: Shelf) -> dict[str, Any]:
         "announced": dict(shelf.behind.announcer.counters) if shelf.behind.announcer is not None else {},
         "tiers": {source.name: _of_source(shelf, source) for source in shelf.behind.sources},
     }
+
+
+def _guaranteed(shelf: Shelf) -> dict[str, int]:
+    """Blocks of the arena that are a tenant's own whenever it wants them; who has none is not named."""
+    shares, pages = shelf.host.pool.shares, shelf.host.pool.pages
+    own = {name: shares.guaranteed(name, pages) for name, share in shares.named.items() if share.guarantee}
+    return {name: blocks for name, blocks in own.items() if blocks}
 
 
 def _of_source(shelf: Shelf, source: Source) -> dict[str, Any]:
