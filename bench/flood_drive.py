@@ -17,7 +17,8 @@ from flood_node import ANN, FLOOD, Asked, Asker, Cluster
 from ttft_models import Texts
 
 PHASES = ("before", "during", "after")
-Stop = threading.Event
+Work = Callable[[threading.Event], None]
+"""It ends when the event is set."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Load:
 
     phases_s: tuple[float, float, float] = (25.0, 50.0, 25.0)
     documents: int = 2  # of ann's at each worker
-    document: int = 1_024
+    document: int = 768
     question: int = 31
-    pause_s: float = 1.5  # between two questions about a document, on average
+    pause_s: float = 2.0  # between two questions about a document, on average
     floods: int = 3  # prompts at once at each worker
-    flood: tuple[int, int] = (768, 1_536)  # the shortest and the longest of them
+    flood: tuple[int, int] = (512, 1_024)  # the shortest and the longest of them
 
 
 @dataclass(frozen=True)
@@ -93,25 +94,25 @@ class Driver:
         return Scene(sorted(self.asked, key=lambda each: each.at), (begins, ends), changed, evicted)
 
     # -- within ----------------------------------------------------------------------------------------
-    def _talk(self, worker: int, number: int) -> Callable[[Stop], None]:
+    def _talk(self, worker: int, number: int) -> Work:
         """Questions about one of ann's documents, which has been asked about once."""
         load, random = self.load, Random(f"{worker} {number}")
         asker, document = Asker(self.cluster.urls[worker], ANN, worker), self.texts.context(load.document)
         session = f"document {worker} {number}"
         asker.ask(document + self.texts.suffix(load.question), session=session)
 
-        def talk(stop: Stop) -> None:
+        def talk(stop: threading.Event) -> None:
             while not stop.wait(load.pause_s * random.uniform(0.5, 1.5)):
                 question = self.texts.suffix(load.question)
                 self.asked.append(asker.ask(document + question, load.document, session=session))
 
         return talk
 
-    def _flood(self, worker: int) -> Callable[[Stop], None]:
+    def _flood(self, worker: int) -> Work:
         """Prompts that nobody has seen, one after the other."""
         asker = Asker(self.cluster.urls[worker], FLOOD, worker, self.credential)
 
-        def flood(stop: Stop) -> None:
+        def flood(stop: threading.Event) -> None:
             while not stop.is_set():
                 prompt = self.texts.context(self.texts.random.randint(*self.load.flood))
                 self.asked.append(asker.ask(prompt))
@@ -120,9 +121,9 @@ class Driver:
 
 
 @contextmanager
-def _threads(works: list[Callable[[Stop], None]]) -> Iterator[None]:
+def _threads(works: list[Work]) -> Iterator[None]:
     """Each in a thread, until the block ends; then what they have begun is waited for."""
-    stop = Stop()
+    stop = threading.Event()
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     for thread in threads:
         thread.start()

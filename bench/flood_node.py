@@ -4,6 +4,7 @@ All are real processes of the command line; workers prove at their end that ever
 pools and the node's arena are so small that the two tenants cannot have all they want.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -28,8 +29,8 @@ class Sizes:
     """Of the memory that tenants share, in tokens, and of its parts."""
 
     token_bytes: int
-    pool: int = 6_144  # of each worker
-    arena: int = 12_288
+    pool: int = 4_096  # of each worker
+    arena: int = 8_192
     block: int = 32
     chunk: int = 64
     threads: int = 1  # of each worker
@@ -106,17 +107,14 @@ class Cluster:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def operate(self, *command: str) -> str:
-        """`kvprefetch COMMAND` as the operator; what it printed. Raises RuntimeError where it fails."""
+    def operate(self, command: str, *more: str) -> str:
+        """`kvprefetch COMMAND MORE` as the operator; what it printed. Raises RuntimeError where it fails."""
+        program = "from kvprefetch.cli.main import main; main()"
         where = ("--service", self.node.address, "--token", token(OPERATOR))
-        process = subprocess.run(
-            [sys.executable, "-c", "from kvprefetch.cli.main import main; main()", *command, *where],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        arguments = [sys.executable, "-c", program, command, *where, *more]
+        process = subprocess.run(arguments, capture_output=True, text=True, check=False)
         if process.returncode:
-            raise RuntimeError(f"kvprefetch {' '.join(command)}: {process.stdout}{process.stderr}")
+            raise RuntimeError(f"kvprefetch {' '.join((command, *more))}: {process.stdout}{process.stderr}")
         return process.stdout
 
     def metric(self, worker: int, name: str) -> float:
@@ -148,18 +146,17 @@ def token(name: str) -> str:
 
 
 def _settings(sizes: Sizes) -> str:
-    credentials = [
-        f'[[credentials]]\nname = "{name}"\nrole = "{role}"\n'
-        f'token_sha256 = "{sha256(token(name).encode()).hexdigest()}"'
-        for name, role in _ROLES.items()
+    tables: list[tuple[str, dict[str, Any]]] = [
+        ("[engine]", {"device": "cpu", "dtype": "float32", "chunk_tokens": sizes.chunk}),
+        ("[pool]", {"block_tokens": sizes.block, "size": str(sizes.pool * sizes.token_bytes)}),
+        ("[fairness]", {"guarantee": 0.0}),
+        ("[[tenants]]", {"name": ANN, "guarantee": sizes.guarantee}),
     ]
-    tables: dict[str, dict[str, Any]] = {
-        "[engine]": {"device": '"cpu"', "dtype": '"float32"', "chunk_tokens": sizes.chunk},
-        "[pool]": {"block_tokens": sizes.block, "size": f'"{sizes.pool * sizes.token_bytes}"'},
-        "[fairness]": {"guarantee": 0.0},
-        "[[tenants]]": {"name": f'"{ANN}"', "guarantee": sizes.guarantee},
-    }
-    lines = [
-        f"{head}\n" + "\n".join(f"{key} = {value}" for key, value in keys.items()) for head, keys in tables.items()
-    ]
-    return "\n".join(lines + credentials)
+    for name, role in _ROLES.items():
+        digest = sha256(token(name).encode()).hexdigest()
+        tables.append(("[[credentials]]", {"name": name, "role": role, "token_sha256": digest}))
+    return "\n".join(
+        line
+        for head, keys in tables
+        for line in (head, *(f"{key} = {json.dumps(value)}" for key, value in keys.items()))
+    )
