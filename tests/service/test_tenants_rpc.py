@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from nodes import eventually, node_settings, run, served
+from nodes import eventually, node_settings, run, served, settled
 from processes import until
 from services import Service, TestWorker, calling, credential, running, small, stats, with_credentials
 
@@ -194,9 +194,11 @@ def test_a_lower_guarantee_evicts_nothing_at_once_and_gives_way_to_who_needs_roo
                 return pool.charges().get(tenant, {}).get("used", 0)
 
             await tenants.change({"ann": Said(guarantee=1.0)})
-            assert pool.shares is disk.shares is tenants.shares
+            assert pool.shares is tenants.shares
+            await eventually(lambda: disk.shares is tenants.shares)
             assert await worker.keep("abcdefgh"[:pages]) == pages
-            await eventually(lambda: len(disk.resident) == pages)
+            await settled(stage)
+            assert len(disk.resident) == pages
             assert await bob_keeps("xyz") == 0
             await tenants.change({"ann": Said(guarantee=0.5)})
             assert has("ann") == pages
