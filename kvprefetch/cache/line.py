@@ -34,6 +34,8 @@ from kvprefetch.cache.shares import Shares
 __all__ = ["CLAIM_S", "Line", "Order", "Victim"]
 
 CLAIM_S = 300.0
+_GRAINS = 65_536
+"""Of a pool, in which it is shared: where many tenants have much the same, another would be first at each page."""
 
 
 class Line(Generic[L]):
@@ -213,8 +215,12 @@ class Line(Generic[L]):
                 continue
             count, opened = self._pick(leaf, most - taken, rule)
             taken += count
-            if opened is not None and opened.tenant != tenant:
+            if opened is None:
+                continue
+            if opened.tenant != tenant:
+                self.put(opened)
                 break  # it may be that one's turn
+            queue.follow(opened, self.order)
         self._changed.add(tenant)
         self._settle(demand.now)
         return taken
@@ -229,7 +235,10 @@ class Line(Generic[L]):
             why = "hold_expired" if first[0] <= demand.now else rule
             count, opened = self._pick(first[2], most - taken, why)
             taken += count
-            if opened is not None and opened.tenant != tenant:
+            if opened is None:
+                continue
+            self.put(opened)
+            if opened.tenant != tenant:
                 break
         self._changed.add(tenant)
         self._settle(demand.now)
@@ -248,7 +257,7 @@ class Line(Generic[L]):
     def _pick(self, leaf: L, most: int, rule: str) -> tuple[int, L | None]:
         """This one, or the end of it; how many blocks, and what is a leaf without it."""
         draft = self._draft
-        count = draft.add(leaf, most, rule)
+        count, opened = draft.take(leaf, most, rule)
         given = draft.fresh if leaf.speculative else draft.used
         if leaf.payers is None:
             given[leaf.tenant] = given.get(leaf.tenant, 0) + count
@@ -256,9 +265,6 @@ class Line(Generic[L]):
             for tenant, part in parts(leaf.payers):
                 given[tenant] = given.get(tenant, 0) + part
                 self._changed.add(tenant)
-        opened = draft.opens(leaf)
-        if opened is not None:
-            self.put(opened)
         return count, opened
 
     def _put_blocks(self, blocks: Iterable[Block]) -> None:
@@ -277,9 +283,9 @@ class Line(Generic[L]):
         return used - self.shares.guaranteed(tenant, self.pages)
 
     def _turn(self, ranking: Ranking, value: float, tenant: str) -> int:
-        """Pages of the first of those ranked by weight, until another is first; at least one."""
+        """Pages of the first of those ranked by weight, until another is first; at least a grain."""
         gap = (ranking.second() - value) * self.shares.weight(tenant)
-        return max(int(min(gap, self.pages)), 1)
+        return max(int(min(gap, self.pages)), self.pages // _GRAINS, 1)
 
     def _refresh(self, tenant: str, now: float) -> bool:
         """Rank its leaves anew where their keys may have become less; whether that was so."""

@@ -88,24 +88,19 @@ class Draft(Generic[L]):
         victim = self.victims.get(leaf)
         return victim is None or victim.pages < leaf.count
 
-    def add(self, leaf: L, most: int, rule: str) -> int:
-        """Take this one, or the end of it; how many blocks."""
-        victim = self.victims.get(leaf)
+    def take(self, leaf: L, most: int, rule: str) -> tuple[int, L | None]:
+        """This one, or the end of it: how many blocks, and its parent where all that followed that one is taken now."""
+        victim, count, parent = self.victims.get(leaf), leaf.count, leaf.parent
         before = victim.pages if victim is not None else 0
-        count = min(leaf.count - before, most)
-        self.victims[leaf] = Victim(leaf, before + count, victim.rule if victim is not None else rule)
-        return count
-
-    def opens(self, leaf: L) -> L | None:
-        """Its parent, where all that followed that one is taken now."""
-        parent = leaf.parent
-        if parent is None or self.victims[leaf].pages < leaf.count:
-            return None
-        self.closed[parent] = closed = self.closed.get(parent, 0) + 1
+        pages = min(count - before, most)
+        self.victims[leaf] = Victim(leaf, before + pages, victim.rule if victim is not None else rule)
+        if parent is None or before + pages < count:
+            return pages, None
+        closed = self.closed[parent] = self.closed.get(parent, 0) + 1
         if closed < parent.fanout or parent.refs:
-            return None
+            return pages, None
         self.opened.add(parent)
-        return parent
+        return pages, parent
 
 
 class Queue(Generic[L]):
@@ -137,6 +132,13 @@ class Queue(Generic[L]):
             heappush(self._fresh, (leaf.hold_until, number, leaf))
         if len(self._ranked) > self._sweep_at:
             self._sweep(order, draft)
+
+    def follow(self, leaf: L, order: Order[L]) -> None:
+        """It stands here in place of the first by its key, of which nothing is left."""
+        self._number = number = self._number + 1
+        heapreplace(self._ranked, (order.first_key(leaf), number, leaf))
+        if leaf.speculative:
+            heappush(self._fresh, (leaf.hold_until, number, leaf))
 
     def first(self, order: Order[L], now: float, draft: Draft[L]) -> tuple[float, int, L] | None:
         """The first in line, by its key as it is now."""
