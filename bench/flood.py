@@ -71,7 +71,7 @@ def _flood(model: str, loaded: LoadedModel, sizes: Sizes, options: argparse.Name
 def _run(model: str, sizes: Sizes, texts: Texts, load: Load, credential: str) -> Scene:
     with Cluster(model, sizes) as cluster:
         scene = Driver(cluster, texts, load, credential).run(
-            lambda: cluster.operate("tenants", "set", ANN, "--guarantee", "60%")
+            lambda: cluster.operate("tenants", "set", ANN, "--guarantee", "70%")
         )
         cluster.prove()
     return scene

@@ -26,12 +26,12 @@ class Load:
     """What is asked; lengths in tokens, times in seconds."""
 
     phases_s: tuple[float, float, float] = (25.0, 50.0, 25.0)
-    documents: int = 2  # of ann's at each worker
-    document: int = 768
+    documents: int = 4  # of ann's at each worker
+    document: int = 256
     question: int = 31
-    pause_s: float = 2.0  # between two questions about a document, on average
+    pause_s: float = 8.0  # between two questions about a document, on average
     floods: int = 3  # prompts at once at each worker
-    flood: tuple[int, int] = (512, 1_024)  # the shortest and the longest of them
+    flood: tuple[int, int] = (256, 512)  # the shortest and the longest of them
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ class Sizes:
     """Of the memory that tenants share, in tokens, and of its parts."""
 
     token_bytes: int
-    pool: int = 4_096  # of each worker
-    arena: int = 8_192
+    pool: int = 2_048  # of each worker
+    arena: int = 2_048
     block: int = 32
     chunk: int = 64
     threads: int = 1  # of each worker
-    guarantee: float = 0.4  # ann's, at first
+    guarantee: float = 0.6  # ann's, at first
 
 
 @dataclass(frozen=True)

@@ -120,12 +120,18 @@ def _settings(folder: Path, pool: str) -> Settings:
     return Settings(
         secret="of the bench",
         service=ServiceSettings(
-            listen=(f"unix://{folder}/s.sock",), state_dir=str(folder / "state"), drain_s=1.0, signals_per_s=1e6
+            listen=(f"unix://{folder}/s.sock",),
+            state_dir=str(folder / "state"),
+            drain_s=1.0,
+            signals_per_s=1e6,
+            max_contexts=1_000_000,  # names in use: limits would end a long run
+            max_hints=1_000_000,
         ),
         arena=ArenaSettings(dir=str(folder / "arena"), size="4MiB", prefault=False, huge_pages=False),
         pool=PoolSettings(size=pool, block_tokens=BLOCK),
         engine=EngineSettings(device="cpu", dtype="float32", chunk_tokens=2 * BLOCK),
-        speculation=SpeculationSettings(per_useful=1e9, budget_tokens=1e12),  # a closed budget would hide what it sees
+        # closed budgets would hide what an attacker sees
+        speculation=SpeculationSettings(per_useful=1e9, budget_tokens=1e12, max_open=1_000_000),
         groups=(GroupSettings(GROUP, (VICTIM, ATTACKER)),),
         credentials=tuple(
             Credential(name, role, sha256(_token(name).encode()).hexdigest()) for name, role in _ROLES.items()

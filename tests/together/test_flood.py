@@ -10,7 +10,7 @@ from ttft_models import Texts
 from kvprefetch.engines.load import LoadedModel
 from kvprefetch.engines.selftest import page_shape
 
-LOAD = Load(phases_s=(2.0, 5.0, 2.0), document=256, question=15, pause_s=0.2, floods=3, flood=(400, 600))
+LOAD = Load(phases_s=(2.5, 6.0, 1.5), documents=2, document=256, question=15, pause_s=0.8, floods=3, flood=(300, 500))
 
 
 def test_a_flood_fails_no_request_and_takes_nothing_of_whoever_is_within_its_guarantee(
@@ -19,7 +19,7 @@ def test_a_flood_fails_no_request_and_takes_nothing_of_whoever_is_within_its_gua
     tokenizer = tiny_tokenizer()
     tiny_llama(eos_token_id=tokenizer.eos_token_id).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    sizes = Sizes(page_shape(tiny, 1).bytes, pool=1_536, arena=3_072, block=16)
+    sizes = Sizes(page_shape(tiny, 1).bytes, pool=1_280, arena=1_280, block=16, guarantee=0.5)
     told = list[str]()
     with Cluster(str(tmp_path / "model"), sizes) as cluster:
         scene = Driver(cluster, Texts(tiny, 0), LOAD).run(
@@ -34,4 +34,4 @@ def test_a_flood_fails_no_request_and_takes_nothing_of_whoever_is_within_its_gua
     assert sum(each.prompt for each in scene.of(FLOOD, "during")) > 4 * sizes.pool
     assert scene.evictions > 0
     assert scene.reused("before") == 1.0
-    assert scene.reused("during") >= 0.98
+    assert scene.reused("during") >= 0.98  # by ann's own credential, the same flood leaves a fifth
