@@ -23,8 +23,8 @@ class Beside:
     """What is asked; lengths in tokens, times in seconds."""
 
     tokens: int = 512
-    requests: int = 50
-    pause_s: float = 1.5  # between two, on average: it uses less than half of the engine
+    requests: int = 40
+    pause_s: float = 2.0  # between two, on average: it uses less than half of the engine
     batch_tokens: int = 2_048
     queued: int = 4  # of the batch, all the time
     fifo_requests: int = 10
