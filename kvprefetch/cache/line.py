@@ -157,9 +157,13 @@ class Line(Generic[L]):
             tenant = first[1]
             if self._refresh(tenant, demand.now):
                 continue
-            if demand.patient and -first[0] < self._excess(demand.tenant) / self.shares.weight(demand.tenant):
-                return 0
             most = min(missing, ceil(self._excess(tenant)), self._turn(self._over, *first))
+            if demand.patient and tenant != demand.tenant:
+                weight = self.shares.weight
+                ahead = -first[0] - self._excess(demand.tenant) / weight(demand.tenant)
+                if ahead < 0:
+                    return 0
+                most = min(most, int(ahead * weight(tenant)) + 1)
             taken = self._take_used(tenant, most, demand, "over_share")
             if taken:
                 return taken

@@ -19,14 +19,23 @@ def keys(space: str, text: str) -> list[BlockKey]:
     return [f"{space}:{text[: end + 1]}".encode() for end in range(len(text))]
 
 
-def serve(pool: BlockPool, tenant: str, text: str, now: float, *, group: str = "", until: float | None = None) -> bool:
+def serve(
+    pool: BlockPool,
+    tenant: str,
+    text: str,
+    now: float,
+    *,
+    group: str = "",
+    until: float | None = None,
+    patient: bool = False,
+) -> bool:
     """A whole request of `tenant`, or preload on hold `until`; of a group's namespace if one is named.
 
     False: it was refused, and nothing is changed.
     """
     names = keys(group or tenant, text)
     found = pool.match(names)
-    demand = Demand(tenant, until is not None, now, shared=bool(group))
+    demand = Demand(tenant, until is not None, now, patient=patient, shared=bool(group))
     pool.hold(found)
     try:
         unused = sum(block.speculative for block in found) if until is None else 0
@@ -81,7 +90,7 @@ class SlowLine:
         return [(block.key, rule) for block, rule in self.taken.items()]
 
     def next(self) -> tuple[Block, str] | None:
-        own, now, rule = self.demand.tenant, self.demand.now, self.pool.order.rule
+        own, now = self.demand.tenant, self.demand.now
         expired = [b for b in self.fresh() if b.hold_until <= now]
         if self.demand.speculative:
             expired = [b for b in expired if self.answering[b] == own]
@@ -93,24 +102,30 @@ class SlowLine:
         if others:
             most = min(others, key=lambda t: (-self.speculative(t) / self.pool.shares.weight(t), t))
             return self.first_fresh(most), "speculative_of_other_tenant"
+        return self.next_over() or (None if self.could_part() else self.next_own())
+
+    def next_over(self) -> tuple[Block, str] | None:
+        own, line = self.demand.tenant, self.pool.line
         while over := {t for t in self.answering.values() if self.excess(t) > 0 and self.in_line(t)}:
             passed = {t: self.in_line(t)[0].last_used for t in over}
-            unclaimed = {t: at for t, at in passed.items() if at <= now - self.pool.line.claim_s}
+            unclaimed = {t: at for t, at in passed.items() if at <= self.demand.now - line.claim_s}
             if unclaimed:
                 tenant, why = min(unclaimed, key=lambda t: (unclaimed[t], t)), "unclaimed"
             else:
-                tenant = min(over, key=lambda t: (-self.excess(t) / self.pool.shares.weight(t), t))
-                why = "over_share"
+                tenant, why = min(over, key=lambda t: (-self.level(t), t)), "over_share"
+                if self.demand.patient and self.level(tenant) < self.level(own):
+                    return None
             if tenant != own and any(self.answering[b] == own for b in self.fresh()):
                 return self.first_fresh(own), "own_speculation"
             leaf = self.in_line(tenant)[0]
             if not self.passes(leaf):
-                return leaf, rule if tenant == own else why
-        if self.could_part():
-            return None
-        while line := self.in_line(own):
+                return leaf, line.order.rule if tenant == own else why
+        return None
+
+    def next_own(self) -> tuple[Block, str] | None:
+        while line := self.in_line(self.demand.tenant):
             if not self.passes(line[0]):
-                return line[0], rule
+                return line[0], self.pool.order.rule
         return None
 
     def next_for_preload(self) -> tuple[Block, str] | None:
@@ -159,6 +174,9 @@ class SlowLine:
     def excess(self, tenant: str) -> float:
         asked = self.asked if tenant == self.demand.tenant else 0
         return self.paid(tenant, speculative=False) + asked - self.pool.shares.guaranteed(tenant, self.pool.pages)
+
+    def level(self, tenant: str) -> float:
+        return self.excess(tenant) / self.pool.shares.weight(tenant)
 
     def passes(self, block: Block) -> bool:
         """Whether another who pays for it must not lose it: then that one answers for it."""

@@ -1,6 +1,7 @@
 """Who pays for what: private and public pages, and those that a group uses together."""
 
 from collections import Counter
+from math import inf
 
 import hypothesis.strategies as st
 import pytest
@@ -127,15 +128,29 @@ def test_who_only_preloaded_it_pays_until_somebody_uses_it() -> None:
 
 
 def test_whoever_answers_for_a_block_stands_in_line_with_it() -> None:
-    """Ann's use has aged, so that the block is bob's, and goes for him."""
+    """Ann has used it last, but does not pay any more: bob does, and it goes for him."""
+    pool = BlockPool(2)
+    shared_block(pool, ("ann", 0.0), ("bob", 10.0), ("ann", 20.0))
+    for now, text in ((25.0, "x"), (30.0, "y")):
+        serve(pool, "bob", text, now)  # looks at all that are bob's
+    pool.line.age(AGE_S + 1)
+    assert charged(pool) == {"bob": 2}
+    assert serve(pool, "bob", "zz", AGE_S + 2)
+
+
+def test_who_uses_what_nobody_holds_stands_in_line_with_it() -> None:
     pool = BlockPool(1)
-    shared_block(pool, ("bob", 0.0), ("ann", 10.0), ("bob", 100.0))
-    pool.resident[keys("g", "a")[0]].tenant = "ann"
-    pool.line.put(pool.resident[keys("g", "a")[0]])
-    pool.line.age(AGE_S + 20)
-    pool.check()
-    assert serve(pool, "bob", "b", AGE_S + 30)
-    assert charged(pool) == {"bob": 1}
+    block = shared_block(pool, ("ann", 0.0))
+    pool.touch([block], 1.0, "s", "bob")
+    assert (charged(pool), block.tenant) == ({"ann": 0.5, "bob": 0.5}, "bob")
+
+
+def test_a_demand_sees_who_does_not_pay_any_more() -> None:
+    pool = BlockPool(2, claim_s=inf)
+    shared_block(pool, ("ann", 0.0), ("bob", 100.0))
+    serve(pool, "cid", "x", AGE_S)
+    serve(pool, "cid", "y", AGE_S + 1)
+    assert charged(pool) == {"bob": 1, "cid": 1}
 
 
 def test_what_is_gone_is_paid_by_nobody_however_old_it_gets() -> None:

@@ -7,6 +7,7 @@ import pytest
 from tiny_pools import keep, opened
 
 from kvprefetch.cache.block import Block, Charge, State, Unused
+from kvprefetch.cache.line import Line
 from kvprefetch.cache.pool import BlockPool
 from kvprefetch.cache.sequence import PagedSequence
 from kvprefetch.errors import AccountingError
@@ -168,6 +169,10 @@ def a_groups_block_is_answered_for_by_a_stranger(s: Scene) -> None:
     s.leaf.payers = {"bob": 0.0}
 
 
+def a_leaf_stands_in_no_line(s: Scene) -> None:
+    s.pool.line = Line(s.pool.order, s.pool.accounts, s.pool.pages)
+
+
 STORIES: dict[Callable[[Scene], None], str] = {
     a_page_is_lost: "is not each of 8 pages once",
     a_page_is_free_twice: "is not each of 8 pages once",
@@ -197,6 +202,7 @@ STORIES: dict[Callable[[Scene], None], str] = {
     nobody_is_charged: "is charged None",
     a_tenant_without_pages_is_charged: "tenant 'mallory' is charged",
     a_groups_block_is_answered_for_by_a_stranger: "its tenant does not pay",
+    a_leaf_stands_in_no_line: "never its tenant's next to go",
 }
 
 

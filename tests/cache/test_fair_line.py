@@ -77,6 +77,15 @@ def test_a_guarantee_that_is_lowered_drains_as_room_is_needed() -> None:
     assert (texts(pool, "ann"), len(used(pool, "bob"))) == (["a", "ab"], 6)
 
 
+def test_shares_that_change_between_two_demands_count_for_the_second() -> None:
+    pool = pool_of(4, ann=4)
+    serve(pool, "ann", "abcd", 1.0)
+    assert not serve(pool, "bob", "a", 2.0)
+    pool.shares = Shares()
+    assert serve(pool, "bob", "a", 3.0)
+    assert texts(pool, "ann") == ["a", "ab", "abc"]
+
+
 def test_a_tenant_that_is_removed_keeps_its_blocks_until_somebody_wants_the_room() -> None:
     pool = pool_of(6, ann=3, bob=3)
     serve(pool, "ann", "abc", 1.0)
@@ -99,6 +108,15 @@ def test_what_is_pinned_counts_and_stays() -> None:
     assert pool.charges()["eve"] == {"in_flight": 4}
     pool.release(held)
     assert serve(pool, "eve", "a", 4.0)
+
+
+def test_what_is_held_stays_though_what_followed_it_goes() -> None:
+    pool = pool_of(3)
+    serve(pool, "ann", "abc", 1.0)
+    pool.hold(pool.match(keys("ann", "a")))
+    assert not serve(pool, "bob", "xyz", 2.0)
+    assert serve(pool, "bob", "xy", 3.0)
+    assert texts(pool, "ann") == ["a"]
 
 
 def test_who_asks_counts_all_that_it_asks_for_as_its_own() -> None:
@@ -184,6 +202,16 @@ def test_before_anothers_used_block_goes_ones_own_speculation_does() -> None:
     assert rules(pool) == {"own_speculation": 2, "over_share": 1}
 
 
+def test_a_hold_that_was_prolonged_keeps_its_place() -> None:
+    """Else it had gone as expired; so it is younger than what ann used before."""
+    pool = pool_of(2)
+    serve(pool, "ann", "o", 1.0)
+    serve(pool, "ann", "p", 2.0, until=10.0)
+    pool.extend_hold(pool.match(keys("ann", "p")), 100.0, "ann")
+    pool.reserve(1, Demand("ann", False, 50.0))
+    assert texts(pool, "ann") == ["p"]
+
+
 def test_what_one_preloads_counts_as_used_with_the_request_that_finds_it() -> None:
     """Cid asks for two pages beside the one that waits for him, which with another makes four: more than bob has."""
     pool = BlockPool(6, claim_s=inf)
@@ -257,6 +285,31 @@ def test_where_even_that_does_not_help_all_pay_as_before() -> None:
     pool.release(pool.match(keys("g", "abcdef")))
     pool.check()
     assert serve(pool, "bob", "xyz", 4.0)
+
+
+def test_it_is_met_too_where_one_is_over_only_by_what_another_gave_up() -> None:
+    """Eve gives up all six, and then ann some of them: only then does bob pay for more than is guaranteed to him."""
+    pool = pool_of(6, ann=2, bob=3, cid=1)
+    for now, tenant in ((1.0, "ann"), (2.0, "bob"), (3.0, "eve")):
+        serve(pool, tenant, "abcdef", now, group="g")
+    assert serve(pool, "cid", "x", 4.0)
+    pool.check()
+    assert texts(pool, "g")[-1] == "abcde"
+
+
+def test_who_can_wait_takes_nothing_of_who_has_less() -> None:
+    """Nor does anybody stop paying for his sake, or answer for what another did."""
+    pool = pool_of(6, ann=2)
+    for now, tenant in ((1.0, "ann"), (2.0, "eve")):
+        serve(pool, tenant, "a", now, group="g")
+    serve(pool, "eve", "x", 3.0)
+    held = pool.reserve(4, Demand("cid", False, 4.0))
+    with pytest.raises(PoolFull):
+        pool.reserve(1, Demand("cid", False, 5.0, patient=True))
+    pool.release(held)
+    pool.check()
+    assert pool.charges() == {"ann": {"used": 0.5}, "eve": {"used": 1.5}}
+    assert pool.match(keys("g", "a"))[0].tenant == "eve"
 
 
 def test_a_large_group_that_is_over_is_no_burden() -> None:

@@ -59,15 +59,15 @@ class Machine(RuleBasedStateMachine):
         return self.time + self.ticks / 2**16
 
     # -- demands ---------------------------------------------------------------------------------------
-    @rule(tenant=tenants, text=prompts, group=spaces)
-    def serve(self, tenant: str, text: str, group: str) -> None:
-        self.demand(tenant, text, group, until=None)
+    @rule(tenant=tenants, text=prompts, group=spaces, patient=st.booleans())
+    def serve(self, tenant: str, text: str, group: str, patient: bool) -> None:
+        self.demand(tenant, text, group, until=None, patient=patient)
 
     @rule(tenant=tenants, text=prompts, group=spaces)
     def preload(self, tenant: str, text: str, group: str) -> None:
         self.demand(tenant, text, group, until=self.now + 3)
 
-    def demand(self, tenant: str, text: str, group: str, until: float | None) -> None:
+    def demand(self, tenant: str, text: str, group: str, until: float | None, patient: bool = False) -> None:
         pool, now = self.pool, self.now
         pool.line.age(now)
         found = pool.match(keys(group or tenant, text))
@@ -75,13 +75,13 @@ class Machine(RuleBasedStateMachine):
         unused = sum(block.speculative for block in found) if until is None else 0
         asked = len(text) - len(found) + unused
         pool.hold(found)
-        slow = SlowLine(pool, Demand(tenant, until is not None, now), asked)
+        slow = SlowLine(pool, Demand(tenant, until is not None, now, patient=patient), asked)
         expected = slow.choose(missing) if missing > 0 else []
         pool.release(reversed(found))
         paid = {key: dict(block.payers or {block.tenant: 0}) for key, block in pool.resident.items()}
         was_used = {key for key, block in pool.resident.items() if not block.speculative}
         self.gone.clear()
-        is_served = serve(pool, tenant, text, now, group=group, until=until)
+        is_served = serve(pool, tenant, text, now, group=group, until=until, patient=patient)
         if expected is not None:
             assert self.gone == expected
             assert is_served == (missing <= 0 or bool(expected))
