@@ -287,14 +287,14 @@ def test_where_even_that_does_not_help_all_pay_as_before() -> None:
     assert serve(pool, "bob", "xyz", 4.0)
 
 
-def test_it_is_met_too_where_one_is_over_only_by_what_another_gave_up() -> None:
-    """Eve gives up all six, and then ann some of them: only then does bob pay for more than is guaranteed to him."""
-    pool = pool_of(6, ann=2, bob=3, cid=1)
-    for now, tenant in ((1.0, "ann"), (2.0, "bob"), (3.0, "eve")):
-        serve(pool, tenant, "abcdef", now, group="g")
+def test_it_is_met_too_where_one_is_over_only_by_what_others_gave_up() -> None:
+    """Eve and fay give up all eight, and then ann some: only then does bob pay for more than is guaranteed to him."""
+    pool = pool_of(8, ann=2, bob=4, cid=1)
+    for now, tenant in enumerate(("ann", "bob", "eve", "fay")):
+        serve(pool, tenant, "abcdefgh", float(now), group="g")
     assert serve(pool, "cid", "x", 4.0)
     pool.check()
-    assert texts(pool, "g")[-1] == "abcde"
+    assert texts(pool, "g")[-1] == "abcdefg"
 
 
 def test_who_can_wait_takes_nothing_of_who_has_less() -> None:
