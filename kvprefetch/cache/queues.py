@@ -11,20 +11,16 @@ from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
+from kvprefetch.cache.evict import Evictable
 
-class Leaf(Protocol):
+
+class Leaf(Evictable, Protocol):
     """A block, or a run of blocks that share their fate."""
 
     tenant: str
 
     @property
     def count(self) -> int: ...
-    @property
-    def last_used(self) -> float: ...
-    @property
-    def speculative(self) -> bool: ...
-    @property
-    def hold_until(self) -> float: ...
     @property
     def refs(self) -> int: ...
     @property

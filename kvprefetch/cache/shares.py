@@ -4,10 +4,11 @@ Immutable: who changes a share makes new `Shares`. Pure. Guarantees are fraction
 rules pools of every size, on every tier and node.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
+from typing import NamedTuple
 
 from kvprefetch.errors import InvalidRequest
 from kvprefetch.settings import Settings
@@ -31,6 +32,13 @@ class Share:
 
 
 NOTHING = Share()
+
+
+class Claims(NamedTuple):
+    """Of several tenants, added up."""
+
+    weight: float
+    guarantee: float
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,28 @@ class Shares:
         """Pages of a pool of `pages` that are its own whenever it wants them."""
         return int(self.of(tenant).guarantee * pages + 1e-6)
 
-    def part(self, tenant: str, pages: int) -> float:
-        """Pages of its guarantee and of its weighted part of the rest, if all who are named wanted theirs."""
-        share, (weights, guarantees) = self.of(tenant), self._totals
-        weights += 0.0 if tenant in self.named else share.weight
-        return pages * (share.guarantee + max(1 - guarantees, 0.0) * share.weight / weights)
+    def claims(self, tenants: Iterable[str]) -> "Claims":
+        """What these have together."""
+        shares = [self.of(tenant) for tenant in tenants]
+        return Claims(sum(share.weight for share in shares), sum(share.guarantee for share in shares))
+
+    def part(self, tenant: str, pages: int, among: "Claims | None" = None) -> float:
+        """Pages of its guarantee and of its weighted part of the rest, if all wanted theirs whose claims these are.
+
+        `among`: its own included; by default, of all who are named.
+        """
+        share = self.of(tenant)
+        if among is None:
+            among = self._named
+            if tenant not in self.named:
+                among = Claims(among.weight + share.weight, among.guarantee)
+        return pages * (
+            share.guarantee + max(1 - among.guarantee, 0.0) * share.weight / max(among.weight, share.weight)
+        )
 
     @cached_property
-    def _totals(self) -> tuple[float, float]:
-        shares = self.named.values()
-        return sum(share.weight for share in shares), sum(share.guarantee for share in shares)
+    def _named(self) -> "Claims":
+        return self.claims(self.named)
 
     def require_fit(self, pages: int) -> None:
         """Raise InvalidRequest where somebody's guarantee is less than one page of a pool of `pages`."""

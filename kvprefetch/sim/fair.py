@@ -131,11 +131,7 @@ class FairWorker(SimWorker):
 
     def _part(self, tenant: str) -> float:
         """Blocks that are its part among those who have requests."""
-        tenants = {*self.running, tenant}
-        guaranteed = sum(self.shares.of(each).guarantee for each in tenants)
-        weights = sum(self.shares.weight(each) for each in tenants)
-        share = self.shares.of(tenant)
-        return self.gpu.capacity * (share.guarantee + (1 - guaranteed) * share.weight / weights)
+        return self.shares.part(tenant, self.gpu.capacity, self.shares.claims({*self.running, tenant}))
 
     # -- what happens ----------------------------------------------------------------------------------
     def _first_token(self, live: Live) -> None:

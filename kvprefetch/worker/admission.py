@@ -14,7 +14,7 @@ from collections import Counter
 
 from kvprefetch.cache.block import Block
 from kvprefetch.cache.pool import BlockPool
-from kvprefetch.cache.shares import Shares
+from kvprefetch.cache.shares import Claims, Shares
 from kvprefetch.plan.patience import PATIENCE_S, is_patient
 from kvprefetch.worker.request import LiveRequest
 
@@ -29,7 +29,7 @@ class Admission:
         self._running: Counter[str] = Counter()
         self._pinned: dict[str, Counter[Block]] = {}  # by tenant: how many of its requests hold each block
         self._held: dict[LiveRequest, list[Block]] = {}
-        self._divisor: tuple[float, float] | None = None  # weights and guarantees of those who have requests
+        self._claims: Claims | None = None  # of those who have requests
         self._awaited: LiveRequest | None = None
 
     @property
@@ -39,7 +39,7 @@ class Admission:
 
     @shares.setter
     def shares(self, shares: Shares) -> None:
-        self._shares, self._divisor = shares, None
+        self._shares, self._claims = shares, None
 
     def pinned(self, tenant: str) -> int:
         """Pages that its requests hold, each counted once."""
@@ -47,13 +47,9 @@ class Admission:
 
     def part(self, tenant: str, total: int) -> float:
         """Of `total` pages or rows, what one that has requests may have while others wait."""
-        if self._divisor is None:
-            claims = self._waiting.keys() | self._running.keys()
-            shares = [self._shares.of(name) for name in claims]
-            self._divisor = sum(share.weight for share in shares), sum(share.guarantee for share in shares)
-        weights, guarantees = self._divisor
-        share = self._shares.of(tenant)
-        return total * (share.guarantee + max(1 - guarantees, 0.0) * share.weight / max(weights, share.weight))
+        if self._claims is None:
+            self._claims = self._shares.claims(self._waiting.keys() | self._running.keys())
+        return self._shares.part(tenant, total, self._claims)
 
     def may_open(self, request: LiveRequest) -> bool:
         """Whether it may be let in now, if there is room."""
@@ -144,4 +140,4 @@ class Admission:
         if not counts[tenant]:
             del counts[tenant]
         if not before or before + by == 0:
-            self._divisor = None
+            self._claims = None
